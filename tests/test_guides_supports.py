@@ -1,5 +1,7 @@
 """AutoFlow over every structure and support a model with continuous latents may have."""
 
+from __future__ import annotations
+
 import copy
 import io
 import math
