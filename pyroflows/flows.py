@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from .bijector import Bijector, Compose
-from .bijectors import Autoregressive, Coupling, Permutation
+from .bijectors import Autoregressive, Coupling, FullAffine, LocScale, Permutation
 from .transformers import Affine, RationalQuadraticSpline, Transformer
 
 __all__ = ["Flow", "available_flows", "build_flow", "register_flow"]
@@ -105,3 +105,15 @@ def iaf(
 def maf(dim: int, **options) -> Bijector:
     """The inverse of an ``iaf``: cheap to score."""
     return iaf(dim, **options).inv
+
+
+@register_flow("affine")
+def affine(dim: int, *, context_dim: int = 0) -> Bijector:
+    """A location and a full triangular matrix: as a guide, a full-rank Gaussian."""
+    return FullAffine(dim, context_dim=context_dim)
+
+
+@register_flow("diagonal")
+def diagonal(dim: int, *, context_dim: int = 0) -> Bijector:
+    """A location and a scale for each coordinate: as a guide, mean field."""
+    return LocScale(dim, context_dim=context_dim)

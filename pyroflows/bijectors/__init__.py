@@ -3,13 +3,17 @@
 from .autoregressive import Autoregressive
 from .coupling import Coupling
 from .elementwise import Elementwise
-from .linear import LocScale, LULinear, Permutation
+from .linear import FullAffine, LocScale, LowRankAffine, LULinear
+from .orthogonal import Householder, Permutation
 
 __all__ = [
     "Autoregressive",
     "Coupling",
     "Elementwise",
+    "FullAffine",
+    "Householder",
     "LULinear",
     "LocScale",
+    "LowRankAffine",
     "Permutation",
 ]
