@@ -3,16 +3,26 @@
 from .bijector import Bijector, Compose, Inverse
 from .energy import EnergyModel, energy_model
 from .flows import available_flows, build_flow, register_flow
+from .guides import AutoFlow, NeuTraReparam
+from .infer import PathELBO
+from .infer import ImportanceDiagnostics, importance_diagnostics
+from .psis import psis
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AutoFlow",
     "Bijector",
     "Compose",
     "EnergyModel",
+    "ImportanceDiagnostics",
     "Inverse",
+    "NeuTraReparam",
+    "PathELBO",
     "available_flows",
     "build_flow",
     "energy_model",
+    "importance_diagnostics",
+    "psis",
     "register_flow",
 ]

@@ -56,7 +56,11 @@ class Latents:
     """
 
     def __init__(
-        self, sites: list[Site], *, max_plate_nesting: int = 0, enumerated: frozenset[str] = frozenset()
+        self,
+        sites: list[Site],
+        *,
+        max_plate_nesting: int = 0,
+        enumerated: frozenset[str] = frozenset(),
     ) -> None:
         self.sites = {site.name: site for site in sites}
         self.max_plate_nesting = max_plate_nesting

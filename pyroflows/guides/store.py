@@ -31,18 +31,36 @@ def claim_params(name: str, module: nn.Module) -> None:
         full_name = f"{name}$$${key}"
         stored = store._params.get(full_name)
         if stored is not None and stored is not param:
-            if not getattr(stored, _MARK, False):
+            if not hasattr(stored, _MARK):
                 _adopt(full_name, stored, param)
             del store[full_name]
-        setattr(param, _MARK, True)
+        setattr(param, _MARK, param)
+    # Pyro stores no buffers, but a flow without its anchors is another density. They are stored as
+    # aliases: no optimizer is handed them, since no ``pyro.param`` statement names them.
+    for key, buffer in module.named_buffers():
+        if buffer.is_floating_point():
+            _claim_buffer(f"{name}$$${key}", buffer)
 
 
-def _adopt(name: str, stored: torch.Tensor, param: nn.Parameter) -> None:
-    if stored.shape != param.shape:
+def _claim_buffer(full_name: str, buffer: torch.Tensor) -> None:
+    store = pyro.get_param_store()
+    stored = store._params.get(full_name)
+    if stored is not None and getattr(stored, _MARK, None) is buffer:
+        return
+    if stored is not None:
+        if not hasattr(stored, _MARK):
+            _adopt(full_name, stored, buffer)
+        del store[full_name]
+    store[full_name] = buffer.detach()
+    setattr(store._params[full_name], _MARK, buffer)
+
+
+def _adopt(name: str, stored: torch.Tensor, ours: torch.Tensor) -> None:
+    if stored.shape != ours.shape:
         raise ValueError(
             f"The param store holds {name!r} of shape {tuple(stored.shape)}, the guide expects "
-            f"{tuple(param.shape)}: it was saved from another guide. Build the guide with the same "
+            f"{tuple(ours.shape)}: it was saved from another guide. Build the guide with the same "
             "model and flow, or call pyro.clear_param_store()."
         )
     with torch.no_grad():
-        param.copy_(stored)
+        ours.copy_(stored)

@@ -1,1 +1,5 @@
-"""Inference."""
+"""Inference: objectives, fitting, importance weights."""
+
+from .objectives import PathELBO
+
+__all__ = ["PathELBO"]

@@ -1,0 +1,192 @@
+"""The outer affine map of a guide: which one, and where it starts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..bijector import Bijector, Compose
+from ..bijectors import FullAffine, LocScale, LowRankAffine
+from ..flows import Flow, build_flow
+from ..log_density import LogDensity, StructureError
+from .start import Start, find_start
+
+__all__ = ["build_bijector", "initialise"]
+
+_FULL_UP_TO = 128
+_RANK = 16
+_OUTERS = ("auto", "full", "diagonal", "low_rank", None)
+
+
+def build_bijector(
+    dim: int, flow: str | Flow, outer: str | None, options: dict[str, Any]
+) -> Compose:
+    """Build a flow and the affine map after it. A flow that is affine already stands alone."""
+    if outer not in _OUTERS:
+        raise ValueError(f"AutoFlow expected outer to be one of {_OUTERS}, got {outer!r}.")
+    inner = build_flow(flow, dim, **options)
+    if isinstance(inner, FullAffine | LocScale | LowRankAffine):
+        if outer not in ("auto", None):
+            raise ValueError(
+                f"AutoFlow expected outer='auto' with the flow {flow!r}, which is an affine map "
+                f"itself, got {outer!r}."
+            )
+        return Compose(inner)
+    if outer == "auto":
+        outer = "full" if dim <= _FULL_UP_TO else "low_rank"
+    if outer is None:
+        return Compose(inner)
+    return Compose(inner, _affine(outer, dim))
+
+
+def _affine(outer: str, dim: int) -> Bijector:
+    if outer == "full":
+        return FullAffine(dim)
+    if outer == "diagonal":
+        return LocScale(dim)
+    return LowRankAffine(dim, rank=min(_RANK, dim))
+
+
+def initialise(
+    bijector: Compose,
+    log_density: LogDensity,
+    loc: Tensor,
+    *,
+    init: str,
+    init_scale: float,
+    given: bool,
+) -> str:
+    """Set the outer affine map of ``bijector``, and say in words what was done.
+
+    Args:
+        bijector: The guide's map, whose last part may be affine.
+        log_density: The model's log density.
+        loc: The point to start from, shape ``(D)``.
+        init: ``"auto"`` or ``"point"``.
+        init_scale: Scale for ``"point"``.
+        given: Whether the user chose the point: then no other is tried.
+    """
+    affine = bijector.bijectors[-1]
+    if not isinstance(affine, FullAffine | LocScale | LowRankAffine):
+        return "no outer affine map: the flow starts at zero with unit scale"
+    if init == "point":
+        start = _narrow(loc, init_scale, f"started at the given point, {init_scale:g} wide")
+    else:
+        start = _climb(log_density, loc, given, init_scale)
+    _set(affine, start, loc)
+    _warn_of_resolution(start, loc)
+    return start.report
+
+
+def _narrow(loc: Tensor, scale: float, report: str) -> Start:
+    loc = loc.double()
+    return Start(loc, torch.full_like(loc, scale), None, -torch.inf, report)
+
+
+def _climb(log_density: LogDensity, loc: Tensor, given: bool, init_scale: float) -> Start:
+    points = loc.double()[None] if given else _starting_points(loc)
+    seed_devices = [loc.device] if loc.is_cuda else []
+    try:
+        with torch.random.fork_rng(seed_devices):
+            start = find_start(_in_double(log_density, points, loc.dtype), points)
+    except StructureError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        if "not finite at any" in str(error) or "no gradient" in str(error):
+            raise
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        start = _narrow(
+            loc, init_scale, f"fell back to the prior median, {init_scale:g} wide ({reason})"
+        )
+    if start.report.startswith("fell back"):
+        warnings.warn(f"AutoFlow's initialisation {start.report}.", stacklevel=2)
+    return start
+
+
+def _starting_points(loc: Tensor) -> Tensor:
+    """The given point, the origin of unconstrained space, and a point between at random."""
+    generator = torch.Generator().manual_seed(0)
+    random = torch.rand(loc.shape, generator=generator, dtype=torch.float64).to(loc.device)
+    loc = loc.double()
+    return torch.stack([loc, torch.zeros_like(loc), 4 * random - 2])
+
+
+def _in_double(
+    log_density: LogDensity, points: Tensor, dtype: torch.dtype
+) -> Callable[[Tensor], Tensor]:
+    """The density computed in float64 if the model can, else in its own dtype."""
+    double = LogDensity(
+        log_density.model,
+        log_density.latents,
+        _to_double(log_density.model_args),
+        _to_double(log_density.model_kwargs),
+    )
+    jitter = torch.linspace(0.01, 0.03, 3, dtype=torch.float64, device=points.device)
+    probes = points[0] + jitter[:, None]
+    try:
+        double.check(probes)
+    except StructureError:
+        raise
+    except RuntimeError:  # the model mixes in float32 tensors of its own
+        log_density.check(probes.to(dtype))
+        return lambda u: log_density(u.to(dtype)).double()
+    return double
+
+
+def _to_double(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {k: _to_double(v) for k, v in value.items()}
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+        return type(value)(_to_double(v) for v in value)
+    return value
+
+
+def _set(affine: Bijector, start: Start, like: Tensor) -> None:
+    """Copy a Gaussian into an affine map."""
+    if isinstance(affine, FullAffine):
+        tril = start.scale.diag() if start.scale_tril is None else start.scale_tril
+        affine.set_(start.loc.to(like), tril.to(like))
+    elif isinstance(affine, LocScale):
+        affine.set_(start.loc.to(like), _conditional_scale(start).to(like))
+    else:
+        scale, directions, log_stretch = _low_rank(start, affine.rank)
+        affine.set_(start.loc.to(like), scale.to(like), directions.to(like), log_stretch.to(like))
+
+
+def _conditional_scale(start: Start) -> Tensor:
+    """Scales of the closest diagonal Gaussian in reverse KL: those of each coordinate given the rest."""
+    if start.scale_tril is None:
+        return start.scale
+    return torch.cholesky_inverse(start.scale_tril).diagonal().rsqrt()
+
+
+def _low_rank(start: Start, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scales, directions and log stretches of the closest map of low rank."""
+    dim = len(start.loc)
+    if start.scale_tril is None:
+        eye = torch.eye(dim, rank, dtype=start.loc.dtype, device=start.loc.device)
+        return start.scale, eye, eye.new_zeros(rank)
+    tril = start.scale_tril / start.scale[:, None]
+    values, vectors = torch.linalg.eigh(tril @ tril.mT)
+    log_stretch = 0.5 * values.clamp_min(1e-12).log()
+    index = log_stretch.abs().topk(rank).indices
+    return start.scale, vectors[:, index], log_stretch[index]
+
+
+def _warn_of_resolution(start: Start, like: Tensor) -> None:
+    spacing = torch.finfo(like.dtype).eps * start.loc.abs()
+    coarse = (start.scale < 16 * spacing).nonzero().flatten()
+    if len(coarse):
+        i = int(coarse[0])
+        warnings.warn(
+            f"Unconstrained coordinate {i} is near {start.loc[i]:.6g} with scale "
+            f"{start.scale[i]:.2g}, too narrow for {like.dtype}: give the model float64 data, or "
+            "shift and scale this latent.",
+            stacklevel=2,
+        )

@@ -1,0 +1,182 @@
+"""The model's log density on unconstrained coordinates equals Pyro's, batched or not."""
+
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import config_enumerate
+from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.infer.mcmc.util import initialize_model
+from pyro.ops.indexing import Vindex
+from torch.testing import assert_close
+
+from pyroflows.guides.prototype import init_to_center, read_latents
+from pyroflows.log_density import LogDensity, StructureError
+
+Y = torch.tensor([0.3, -1.2, 2.0, 0.7])
+
+
+def regression(y):
+    w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    s = pyro.sample("s", dist.HalfCauchy(1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(w[..., 0] + w[..., 1] * y, s), obs=y)
+
+
+def nested(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+    with pyro.plate("outer", 2, dim=-2):
+        a = pyro.sample("a", dist.Normal(mu, 1.0))
+        with pyro.plate("inner", 4, dim=-1):
+            b = pyro.sample("b", dist.Gamma(2.0, 1.0))
+            pyro.sample("y", dist.Normal(a, b), obs=y)
+
+
+def constrained(y):
+    p = pyro.sample("p", dist.Dirichlet(torch.ones(3)))
+    chol = pyro.sample("chol", dist.LKJCholesky(3, 2.0))
+    u = pyro.sample("u", dist.Uniform(-1.0, 2.0))
+    pyro.factor("f", (p * torch.tensor([1.0, 2.0, 3.0])).sum(-1) + chol[..., 2, 0] * u)
+
+
+def masked(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", 4), poutine.mask(mask=torch.tensor([True, False, True, True])):
+        pyro.sample("y", dist.StudentT(3.0, mu, 1.0), obs=y)
+
+
+def scaled(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with poutine.scale(scale=2.5), pyro.plate("data", 4):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+@config_enumerate
+def mixture(y):
+    w = pyro.sample("w", dist.Dirichlet(torch.ones(2)))
+    loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 2.0).to_event(1))
+    with pyro.plate("data", len(y)):
+        k = pyro.sample("k", dist.Categorical(w))
+        pyro.sample("y", dist.Normal(Vindex(loc)[..., k], 1.0), obs=y)
+
+
+MODELS = [regression, nested, constrained, masked, scaled, mixture]
+
+
+def log_density(model, *args):
+    trace = poutine.trace(InitMessenger(init_to_center)(model)).get_trace(*args)
+    return LogDensity(model, read_latents(trace, "Test"), args)
+
+
+def reference(model, latents, u, *args):
+    """Pyro's own potential, one point at a time."""
+    _, potential, transforms, _ = initialize_model(model, model_args=args)
+    rows = []
+    for row in u:
+        values = {}
+        for site, flat in latents.split(row):
+            values[site.name] = flat.reshape(site.unconstrained_shape)
+        rows.append(-potential(values))
+    assert set(transforms) == set(latents.sites)
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda m: m.__name__)
+def test_density_is_that_of_pyro(model, monkeypatch):
+    pyro.set_rng_seed(0)
+    torch.set_default_dtype(torch.float64)  # Pyro's own density cannot mix dtypes
+    density = log_density(model, Y.double())
+    u = torch.randn(5, density.latents.dim, dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # none of these models needs the fall-back
+        got = density(u)
+    assert density.vectorized
+    expected = reference(model, density.latents, u, Y.double())
+    assert_close(got, expected, rtol=1e-6, atol=1e-6)
+    assert_close(density._one_by_one(u), expected, rtol=1e-6, atol=1e-6)
+
+
+def wrong_sum(y):
+    mu = pyro.sample("mu", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    pyro.factor("f", -(mu - 1.0).square().sum())
+
+
+def matrix_product(y):
+    w = pyro.sample("w", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+    with pyro.plate("data", 4):
+        pyro.sample("y", dist.Normal(torch.eye(4).to(y) @ w, 1.0), obs=y)
+
+
+def value_branch(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    shift = 1.0 if mu > 0 else -1.0
+    pyro.sample("y", dist.Normal(mu + shift, 1.0).expand([4]).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize("model", [wrong_sum, value_branch], ids=lambda m: m.__name__)
+def test_models_that_do_not_broadcast_are_run_one_by_one(model):
+    density = log_density(model, Y)
+    u = torch.tensor([[0.5, -0.3], [1.5, 0.2], [-0.7, 2.0]])[:, : density.latents.dim]
+    with pytest.warns(UserWarning, match="one by one"):
+        got = density(u)
+    assert density.vectorized is False
+    assert_close(got, torch.stack([density._single(row) for row in u]))
+
+
+def test_a_matrix_product_falls_back_or_is_right():
+    density = log_density(matrix_product, Y)
+    u = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        got = density(u)
+    assert_close(got, torch.stack([density._single(row) for row in u]))
+
+
+def test_changed_structure_is_refused():
+    state = {"extra": False}
+
+    def model():
+        pyro.sample("a", dist.Normal(0.0, 1.0))
+        if state["extra"]:
+            pyro.sample("b", dist.Normal(0.0, 1.0))
+
+    density = log_density(model)
+    density(torch.zeros(1, 1))
+    state["extra"] = True
+    with pytest.raises(StructureError, match=r"latents that appeared \['b'\]"):
+        density(torch.zeros(1, 1))
+
+
+def test_a_support_that_depends_on_latents_is_refused():
+    def model():
+        a = pyro.sample("a", dist.HalfNormal(1.0))
+        pyro.sample("b", dist.Uniform(0.0, a))
+
+    density = log_density(model)
+    with pytest.raises(StructureError, match="support of site 'b' changes"):
+        density(torch.randn(3, 2))
+
+
+def test_subsampled_data_are_one_minibatch_for_all_points():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 4, subsample_size=2) as i:
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y[i])
+
+    density = log_density(model, Y)
+    u = torch.zeros(8, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(density(u).unique()) == 1
+
+
+def test_a_density_without_gradient_is_refused():
+    def model():
+        x = pyro.sample("x", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.factor("f", -x.detach().square())
+
+    with pytest.raises(ValueError, match="no gradient with respect to its latents"):
+        log_density(model)(torch.randn(3, 1))
