@@ -340,7 +340,8 @@ def test_median_and_quantiles(case: Case):
     for name, shape in case.shapes.items():
         low, middle, high = quantiles[name]
         assert low.shape == shape
-        assert (low <= middle).all() and (middle <= high).all()
+        assert (low <= middle).all()
+        assert (middle <= high).all()
         assert not quantiles[name].requires_grad
 
 
@@ -579,12 +580,13 @@ def test_each_outer_affine_trains(outer: str | None):
     svi = SVI(plate, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
     assert math.isfinite(svi.step())
     assert guide.log_prob(draws(guide, 3)).shape == (3,)
-    assert isinstance(guide.report, str) and guide.report
+    assert isinstance(guide.report, str)
+    assert guide.report
 
 
 def test_the_start_may_be_given():
     init = init_to_value(values={"mu": torch.tensor(7.0)})
-    guide = pf.AutoFlow(scalar, "affine", init=None, init_loc_fn=init, model_args=())
+    guide = pf.AutoFlow(scalar, "affine", init="point", init_loc_fn=init, model_args=())
     assert abs(guide.median()["mu"] - 7.0) < 0.5
 
 

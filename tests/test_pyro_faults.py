@@ -89,14 +89,14 @@ def test_pyros_second_guide_does_not_train():
 @pytest.mark.parametrize("flow", ["affine", "realnvp", "nsf"])
 def test_two_guides_in_one_process_both_train(flow: str):
     """Pyro: the second's parameters are taken from the store, where they are the first's."""
-    guides = [pf.AutoFlow(model, flow, init=None) for _ in range(2)]
+    guides = [pf.AutoFlow(model, flow, init="point") for _ in range(2)]
     for guide in guides:
         guide()
     for guide in guides:
         before = parameters(guide)
         steps(guide)
         assert unmoved(guide, before) == 0
-    later = pf.AutoFlow(model, flow, init=None)
+    later = pf.AutoFlow(model, flow, init="point")
     losses = steps(later, 200, Trace_ELBO(num_particles=8, vectorize_particles=True), lr=0.05)
     assert sum(losses[-20:]) / 20 < losses[0] - 1
     assert (later.median()["mu"] - torch.tensor([-3.0, 2.0])).abs().max() < 0.6

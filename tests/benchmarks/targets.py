@@ -1,0 +1,220 @@
+"""Fits targets whose truth is known, at the defaults of ``fit_guide``, and measures the distance.
+
+    python -m tests.benchmarks.targets                            # every target, nsf, seed 0
+    python -m tests.benchmarks.targets --targets sine_ring --seeds 0 1 2
+    python -m tests.benchmarks.targets --targets gaussians --flows all
+
+A row: ``gap`` is log Z - ELBO in nats; ``log_z_error`` that of importance sampling; ``mean_error``
+the largest error of a weighted mean in true standard deviations, ``sd_error`` the largest relative
+error of a weighted standard deviation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+import pyroflows as pf
+from tests.benchmarks._common import (
+    add_common_options,
+    fit_and_judge,
+    moment_errors,
+    print_row,
+    verdict_columns,
+    write_json,
+)
+
+Moments = dict[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A density whose normaliser is known, and its moments where they are.
+
+    Args:
+        model: Makes the Pyro model.
+        log_z: Log of the normaliser.
+        truth: Makes the mean and standard deviation of each site.
+        skip: Flows that cannot hold it: a mean field has no correlation to give.
+    """
+
+    model: Callable[[], Callable[[], None]]
+    log_z: float
+    truth: Callable[[], Moments]
+    skip: tuple[str, ...] = ()
+
+
+# Two dimensions ------------------------------------------------------------------------------
+
+
+def sine_ring(x: Tensor) -> Tensor:
+    """The energy of the tutorial on reverse KL: a ring with three heaps."""
+    return torch.sin(math.pi * x[..., 0]) - 2 * (x.square().sum(-1) - 2) ** 2
+
+
+def grid_moments(log_density: Callable[[Tensor], Tensor], bound: float) -> Moments:
+    """Moments of a density on the plane, by summing over a square grid."""
+    axis = torch.linspace(-bound, bound, 2001, dtype=torch.float64)
+    x = torch.cartesian_prod(axis, axis)
+    p = log_density(x).softmax(0)
+    mean = p @ x
+    return {"x": (mean, (p @ (x - mean) ** 2).sqrt())}
+
+
+# Gaussians: where they are and how wide, in raw units ----------------------------------------
+
+
+def gaussian_target(
+    loc: list[float],
+    scale: list[float],
+    correlation: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> Target:
+    """A normalised Gaussian on the plane, as an energy."""
+    loc, scale = torch.tensor(loc, dtype=dtype), torch.tensor(scale, dtype=dtype)
+    rest = math.sqrt(1 - correlation**2)
+
+    def log_density(x: Tensor) -> Tensor:
+        # Whitened by hand: the covariance itself would lose the correlation to rounding.
+        z1, z2 = ((x - loc) / scale).unbind(-1)
+        z2 = (z2 - correlation * z1) / rest
+        log_det = scale.log().sum() + math.log(rest)
+        return -0.5 * (z1**2 + z2**2) - log_det - math.log(2 * math.pi)
+
+    return Target(
+        model=lambda: pf.energy_model(log_density, dim=2, dtype=dtype),
+        log_z=0.0,
+        truth=lambda: {"x": (loc.double(), scale.double())},
+        skip=("diagonal",) if correlation else (),
+    )
+
+
+# Eight schools -------------------------------------------------------------------------------
+
+EFFECT = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+ERROR = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+
+
+def eight_schools(*, centered: bool) -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("school", 8):
+        if centered:
+            theta = pyro.sample("theta", dist.Normal(mu, tau))
+        else:
+            theta = mu + tau * pyro.sample("deviation", dist.Normal(0.0, 1.0))
+        pyro.sample("effect", dist.Normal(theta, ERROR), obs=EFFECT)
+
+
+def eight_schools_truth(*, centered: bool) -> Moments:
+    """Given mu and tau each school is conjugate, so the rest is a sum over a grid of the two."""
+    y, s = EFFECT.double(), ERROR.double()
+    mu = torch.linspace(-30, 30, 601, dtype=torch.float64)[:, None, None]
+    log_tau = torch.linspace(-14, 9, 1151, dtype=torch.float64)[:, None]
+    tau = log_tau.exp()
+    log_p = dist.Normal(mu, (tau**2 + s**2).sqrt()).log_prob(y).sum(-1)
+    log_p = log_p + dist.Normal(0.0, 5.0).log_prob(mu)[..., 0]
+    log_p = log_p + (dist.HalfCauchy(5.0).log_prob(tau) + log_tau)[..., 0]
+    p = log_p.flatten().softmax(0).reshape(log_p.shape)
+    gain = tau / (tau**2 + s**2)
+    deviation_mean, deviation_var = gain * (y - mu), 1 - gain * tau
+    sites = {"mu": (mu[..., 0], 0.0), "tau": (tau[..., 0], 0.0)}
+    if centered:
+        sites["theta"] = (mu + tau * deviation_mean, tau**2 * deviation_var)
+    else:
+        sites["deviation"] = (deviation_mean, deviation_var)
+    return {name: _mixture_moments(p, *moments) for name, moments in sites.items()}
+
+
+def _mixture_moments(p: Tensor, mean: Tensor, var: Tensor | float) -> tuple[Tensor, Tensor]:
+    p = p.reshape(*p.shape, *[1] * (mean.dim() - 2))
+    total = (p * mean).sum((0, 1))
+    return total, (p * ((mean - total) ** 2 + var)).sum((0, 1)).sqrt()
+
+
+def _eight_schools_target(centered: bool) -> Target:
+    return Target(
+        model=lambda: partial(eight_schools, centered=centered),
+        log_z=-31.311349,
+        truth=lambda: eight_schools_truth(centered=centered),
+    )
+
+
+TARGETS = {
+    "sine_ring": Target(
+        lambda: pf.energy_model(sine_ring, dim=2), 1.611997, lambda: grid_moments(sine_ring, 3.0)
+    ),
+    "eight_schools_noncentered": _eight_schools_target(centered=False),
+    "eight_schools_centered": _eight_schools_target(centered=True),
+    "gaussian_far": gaussian_target([50.0, -30.0], [0.1, 0.1]),
+    "gaussian_very_far": gaussian_target([5e4, 5e4], [1e-3, 1e-3], dtype=torch.float64),
+    "gaussian_two_scales": gaussian_target([0.0, 0.0], [5e4, 1e-3]),
+    "gaussian_correlated": gaussian_target([0.0, 0.0], [1.0, 1.0], correlation=0.9999),
+}
+GROUPS = {"gaussians": [name for name in TARGETS if name.startswith("gaussian")]}
+
+
+def measure(
+    name: str, flow: str, seed: int, *, num_steps: int | None = None, num_samples: int = 10_000
+) -> dict[str, object]:
+    """One row of the table."""
+    target = TARGETS[name]
+    judged = fit_and_judge(
+        target.model(), flow, num_steps=num_steps, num_samples=num_samples, seed=seed
+    )
+    result = judged.fit.diagnostics
+    mean_error, sd_error = moment_errors(judged.moments(), target.truth())
+    return {
+        "target": name,
+        "d": judged.fit.guide.latent_dim,
+        "flow": flow,
+        "seed": seed,
+        "elbo": result.elbo,
+        "gap": target.log_z - result.elbo,
+        "log_z_error": result.log_z - target.log_z,
+        **verdict_columns(judged),
+        "mean_error": mean_error,
+        "sd_error": sd_error,
+        "steps": len(judged.fit.losses),
+        "seconds": judged.seconds,
+    }
+
+
+def main(argv: list[str] | None = None) -> list[dict[str, object]]:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), metavar="NAME")
+    parser.add_argument("--flows", nargs="+", default=["nsf"], metavar="NAME", help="or 'all'")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--num-steps", type=int, help="default: that of fit_guide")
+    add_common_options(parser)
+    args = parser.parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    names = [n for name in args.targets for n in GROUPS.get(name, [name])]
+    if unknown := sorted(set(names) - set(TARGETS)):
+        parser.error(f"unknown targets {unknown}: choose from {[*TARGETS, *GROUPS]}")
+    flows = pf.available_flows() if args.flows == ["all"] else args.flows
+    num_steps, num_samples = args.num_steps, 10_000
+    if args.smoke:
+        num_steps, num_samples = num_steps or 3, 1000
+
+    rows: list[dict[str, object]] = []
+    for name in names:
+        for flow in flows:
+            for seed in args.seeds if flow not in TARGETS[name].skip else ():
+                rows.append(measure(name, flow, seed, num_steps=num_steps, num_samples=num_samples))
+                print_row(rows[-1], header=len(rows) == 1)
+    write_json(args.output, rows, num_steps=num_steps, num_samples=num_samples)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
