@@ -1,0 +1,48 @@
+"""How the documentation is built: ``python -m sphinx -W docs docs/_build``."""
+
+import sys
+from pathlib import Path
+
+from sphinx.util.docutils import SphinxDirective
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from flow_table import flow_table
+
+import pyroflows
+
+project = "pyroflows"
+author = "the pyroflows authors"
+release = version = pyroflows.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"pyroflows {release}"
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 80
+
+
+class FlowTable(SphinxDirective):
+    """The registered flows and what they cost, counted in the code while the page is built."""
+
+    def run(self):
+        return self.parse_text_to_nodes(flow_table())
+
+
+def setup(app):
+    app.add_directive("flow-table", FlowTable)

@@ -1,0 +1,51 @@
+"""The table of registered flows in the README and in the reference: one source for both.
+
+What a flow costs is counted, not declared: the passes through its conditioner networks that one
+draw with its density, and the density of one given point, take.
+"""
+
+import inspect
+
+import torch
+from torch import nn
+
+import pyroflows as pf
+from pyroflows.networks import Conditioner, MaskedConditioner
+
+HEADER = "| flow | what it is | to sample | to score |\n| --- | --- | --- | --- |\n"
+DIM = 7  # no other count in a small flow is 7
+
+
+def flow_table():
+    """Return the table in Markdown, one row for each registered flow."""
+    return HEADER + "".join(_row(name) for name in pf.available_flows())
+
+
+def _row(name):
+    flow = pf.build_flow(name, DIM)
+    sample, score = (
+        _cost(flow, run) for run in (flow.forward_and_log_det, flow.inverse_and_log_det)
+    )
+    return f"| `{name}` | {_summary(name)} | {sample} | {score} |\n"
+
+
+def _summary(name):
+    """The first sentence of the recipe's docstring."""
+    text = inspect.getdoc(pf.flows._FLOWS[name]).split("\n\n")[0]
+    return " ".join(text.split()).rstrip(".")
+
+
+def _cost(flow, run):
+    """Count the passes through each network that one run of the flow takes."""
+    networks = [m for m in flow.modules() if isinstance(m, Conditioner | MaskedConditioner)]
+    networks = [m for m in networks if any(isinstance(part, nn.Linear) for part in m.modules())]
+    if not networks:
+        return "no network"
+    passes = []
+    hooks = [m.register_forward_hook(lambda *_: passes.append(1)) for m in networks]
+    with torch.no_grad():
+        run(torch.zeros(1, DIM))
+    for hook in hooks:
+        hook.remove()
+    count = len(passes) // len(networks)
+    return "D passes a layer" if count == DIM else f"{count} pass a layer"
