@@ -91,7 +91,7 @@ class AutoFlow(AutoContinuous):
         init_scale: float = 0.1,
         model_args: tuple | None = None,
         model_kwargs: dict[str, Any] | None = None,
-        **options: Any,
+        **options,
     ) -> None:
         if not callable(model):
             raise TypeError(f"AutoFlow expected a callable model, got {type(model).__name__}.")
@@ -113,7 +113,7 @@ class AutoFlow(AutoContinuous):
 
     # -- structure and parameters -------------------------------------------------------------
 
-    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+    def _setup_prototype(self, *args, **kwargs) -> None:
         trace = poutine.block(poutine.trace(self.model).get_trace)(*args, **kwargs)
         trace.compute_log_prob()
         self.latents = read_latents(trace, type(self).__name__)
@@ -187,13 +187,13 @@ class AutoFlow(AutoContinuous):
         self._require_setup()
         return dist.Normal(self._origin, torch.ones_like(self._origin)).to_event(1)
 
-    def get_transform(self, *args: Any, **kwargs: Any) -> Bijector:
+    def get_transform(self, *args, **kwargs) -> Bijector:
         """Return the flow with its outer affine map, onto unconstrained coordinates."""
         self._require_setup()
         return self._claimed_bijector()
 
     @pyro_method
-    def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
+    def get_posterior(self, *args, **kwargs) -> FlowDistribution:
         """Return the posterior over unconstrained coordinates, for one call."""
         self._require_setup()
         return FlowDistribution(self._claimed_bijector(), self._origin)
@@ -202,7 +202,7 @@ class AutoFlow(AutoContinuous):
         claim_params(f"{self._pyro_name}.bijector", self._modules["bijector"])
         return self.bijector
 
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def forward(self, *args, **kwargs) -> dict[str, Tensor]:
         """Draw the latents, as a Pyro guide of the model's arguments.
 
         Returns:
@@ -231,7 +231,7 @@ class AutoFlow(AutoContinuous):
         log_det = log_det.flatten(-extra).sum(-1) if extra > 0 else log_det
         return dist.Delta(value, log_density=log_det, event_dim=event_dim)
 
-    def log_density(self, *args: Any, **kwargs: Any) -> LogDensity:
+    def log_density(self, *args, **kwargs) -> LogDensity:
         """Return the model's log density on unconstrained coordinates, for these arguments."""
         self._require_setup()
         if self._raw_model[0] is None:
@@ -302,9 +302,9 @@ class AutoFlow(AutoContinuous):
     def quantiles(
         self,
         quantiles: Sequence[float] | Tensor,
-        *args: Any,
+        *args,
         num_samples: int = 4096,
-        **kwargs: Any,
+        **kwargs,
     ) -> dict[str, Tensor]:
         """Return marginal quantiles of every site, estimated from draws.
 
@@ -321,7 +321,7 @@ class AutoFlow(AutoContinuous):
         levels = torch.as_tensor(quantiles).to(self._origin)
         return {name: torch.quantile(value, levels, dim=0) for name, value in draws.items()}
 
-    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def median(self, *args, **kwargs) -> dict[str, Tensor]:
         """Return the marginal median of every site, estimated from draws."""
         return {name: q[0] for name, q in self.quantiles([0.5], *args, **kwargs).items()}
 
@@ -335,7 +335,7 @@ class AutoFlow(AutoContinuous):
         self.latents.move(fn)
         return super()._apply(fn, recurse)
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+    def load_state_dict(self, *args, **kwargs) -> Any:
         """Load parameters; needs them to exist (``model_args=`` at construction)."""
         self._require_setup()
         return super().load_state_dict(*args, **kwargs)

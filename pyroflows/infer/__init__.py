@@ -1,5 +1,6 @@
 """Inference: objectives, fitting, importance weights."""
 
+from .importance import ImportanceDiagnostics, importance_diagnostics
 from .objectives import PathELBO
 
-__all__ = ["PathELBO"]
+__all__ = ["ImportanceDiagnostics", "PathELBO", "importance_diagnostics"]

@@ -63,7 +63,7 @@ class PathELBO(Trace_ELBO):
     """
 
     def __init__(
-        self, num_particles: int = 256, *, vectorize_particles: bool = True, **options: Any
+        self, num_particles: int = 256, *, vectorize_particles: bool = True, **options
     ) -> None:
         if num_particles < 1:
             raise ValueError(f"PathELBO expected num_particles >= 1, got {num_particles}.")
@@ -78,12 +78,12 @@ class PathELBO(Trace_ELBO):
     def num_nonfinite_particles(self) -> int:
         return int(self._num_nonfinite)
 
-    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: Callable, guide: Callable, *args, **kwargs) -> float:
         """Return an estimate of minus the ELBO."""
         with torch.no_grad():
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
-    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(self, model: Callable, guide: Callable, *args, **kwargs) -> float:
         """Return an estimate of minus the ELBO, and add its gradients to the parameters."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
@@ -91,7 +91,7 @@ class PathELBO(Trace_ELBO):
         return loss.item()
 
     def differentiable_loss(
-        self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
+        self, model: Callable, guide: Callable, *args, **kwargs
     ) -> Tensor:
         """Return minus the ELBO as a tensor whose gradient is the path gradient."""
         if isinstance(guide, AutoFlow):
