@@ -4,8 +4,7 @@ from .bijector import Bijector, Compose, Inverse
 from .energy import EnergyModel, energy_model
 from .flows import available_flows, build_flow, register_flow
 from .guides import AutoFlow, NeuTraReparam
-from .infer import PathELBO
-from .infer import ImportanceDiagnostics, importance_diagnostics
+from .infer import ImportanceDiagnostics, PathELBO, importance_diagnostics
 from .psis import psis
 
 __version__ = "0.1.0"

@@ -54,7 +54,7 @@ def test_recovers_the_shape_of_a_pareto_tail(true_k):
 
 
 @pytest.mark.parametrize(
-    "log_weights, expected",
+    ("log_weights", "expected"),
     [
         (torch.full((1000,), -31.3), -INF),
         (torch.tensor([0.0, 1.0]).repeat(500), -INF),
@@ -118,7 +118,8 @@ def test_input_is_left_alone_and_float32_is_raised_to_float64():
     log_weights = _normal(1000, 2.0).float().requires_grad_()
     before = log_weights.detach().clone()
     smoothed, _ = psis(log_weights)
-    assert smoothed.dtype == torch.float64 and not smoothed.requires_grad
+    assert smoothed.dtype == torch.float64
+    assert not smoothed.requires_grad
     assert torch.equal(log_weights, before)
 
 
@@ -144,7 +145,7 @@ def test_bad_shapes_and_types_are_refused():
         psis(torch.zeros(3, 2))
     with pytest.raises(ValueError, match=r"got \(0,\)"):
         psis(torch.zeros(0))
-    with pytest.raises(TypeError, match="got torch.int64"):
+    with pytest.raises(TypeError, match=r"got torch\.int64"):
         psis(torch.arange(3))
     with pytest.raises(TypeError, match="got list"):
         psis([0.0, 1.0])

@@ -1,0 +1,182 @@
+"""Log densities of traces, one number a draw, summed in float64."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions.torch_distribution import MaskedDistribution
+from pyro.ops.contract import contract_to_tensor
+from torch import Tensor
+from torch.distributions import constraints
+
+Bound = Tensor | float | None
+
+
+class NotVectorized(Exception):
+    """Draws taken together do not equal draws taken alone."""
+
+
+@dataclass(frozen=True)
+class LogDensities:
+    """Sum of the sites' log densities, and what is needed to check it.
+
+    Attributes:
+        total: scaled and masked, float64, shape ``(num,)``, or ``(1,)`` for a single draw.
+        sizes: how many numbers each site's log density had.
+        magnitude: sum over sites of the largest absolute value.
+        rounding: relative rounding error of the least precise site.
+    """
+
+    total: Tensor
+    sizes: dict[str, int]
+    magnitude: float
+    rounding: float
+
+
+def log_densities(
+    trace: poutine.Trace, num: int | None, single: LogDensities | None, *, marginal: bool = False
+) -> LogDensities:
+    """Score every site of a trace of num particles (None: one draw, no particle axis).
+
+    Args:
+        trace: a trace without subsample sites.
+        num: size of the particle plate, the leftmost batch axis.
+        single: the same for one draw, whose sizes this must multiply; None for the first one.
+        marginal: sum out the sites enumerated in parallel.
+    """
+    trace.compute_log_prob(lambda _, node: not is_deterministic(node))
+    nodes = {
+        name: node
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample" and not is_deterministic(node)
+    }
+    sizes = {name: node["log_prob"].numel() for name, node in nodes.items()}
+    if single is not None and set(sizes) != set(single.sizes):
+        raise NotVectorized(f"sites change between calls: {set(sizes) ^ set(single.sizes)}")
+    rounding = max(torch.finfo(node["log_prob"].dtype).eps for node in nodes.values())
+    if marginal:
+        total = _marginal(trace, nodes, num)
+        return LogDensities(total, sizes, float(total.abs().max()), rounding)
+    total, magnitude = torch.zeros(num or 1, dtype=torch.float64), 0.0
+    for name, node in nodes.items():
+        size = None if single is None else (single.sizes[name],)
+        terms = per_draw(node["log_prob"], num, size, name).to(torch.float64)
+        terms = terms.reshape(num or 1, -1).sum(-1).cpu()
+        total = total + terms
+        magnitude += float(terms.abs().max())
+    return LogDensities(total, sizes, magnitude, rounding)
+
+
+def per_draw(
+    value: Tensor | float, num: int | None, shape: Sequence[int] | None, name: str
+) -> Tensor:
+    """Give a site's tensor the shape ``(num, *shape)``, where shape is that of one draw.
+
+    Args:
+        value: what the site holds under num particles, or of one draw (num None).
+        num: number of particles.
+        shape: shape of one draw, or None to take it as it comes.
+        name: the site, for the message.
+
+    Raises:
+        NotVectorized: if the tensor holds neither num draws, leading, nor one for all.
+    """
+    value = torch.as_tensor(value).detach()
+    shape = value.shape if shape is None else torch.Size(shape)
+    if num is None:
+        if value.numel() != shape.numel():
+            raise NotVectorized(
+                f"site '{name}' changes shape between calls: {tuple(shape)} to {tuple(value.shape)}"
+            )
+        return value.reshape(1, *shape)
+    if value.numel() == num * shape.numel() and (num == 1 or value.shape[:1] == (num,)):
+        return value.reshape(num, *shape)
+    if value.numel() == shape.numel():
+        return value.reshape(shape).expand(num, *shape)
+    raise NotVectorized(
+        f"site '{name}' has shape {tuple(value.shape)} for {num} draws and {tuple(shape)} for one"
+    )
+
+
+def _marginal(trace: poutine.Trace, nodes: dict[str, dict], num: int | None) -> Tensor:
+    """Sum out enumerated sites by tensor contraction, keeping the particle axis."""
+    scaled = [n for n, node in nodes.items() if not _is_one(node["scale"])]
+    if scaled:
+        raise ValueError(
+            f"importance diagnostics: cannot sum out discrete sites of a model that scales {scaled}"
+            "; pass all data and remove poutine.scale."
+        )
+    trace.pack_tensors()
+    symbols = trace.plate_to_symbol
+    terms: OrderedDict = OrderedDict()
+    for node in nodes.values():
+        packed = node["packed"]["log_prob"]
+        term = packed.to(torch.float64)
+        term._pyro_dims = packed._pyro_dims
+        plates = frozenset(symbols[f.name] for f in node["cond_indep_stack"] if f.vectorized)
+        terms.setdefault(plates, []).append(term)
+    # The particle plate is the only one that every site shares and that must survive.
+    particles = frozenset(
+        symbols[f.name]
+        for node in list(nodes.values())[:1]
+        for f in node["cond_indep_stack"]
+        if num is not None and f.vectorized and f.name == "num_particles_vectorized"
+    )
+    enumerated = set(trace.symbol_to_dim) - set(symbols.values())
+    total = contract_to_tensor(terms, enumerated, target_ordinal=particles)
+    return total.reshape(-1).expand(num or 1).cpu()
+
+
+def _is_one(scale: Tensor | float) -> bool:
+    return bool((torch.as_tensor(scale) == 1).all())
+
+
+def num_outside_support(trace: poutine.Trace, latents: list[str], num: int | None) -> Tensor:
+    """Tell which draws lie outside an interval support, where densities are not to be believed."""
+    outside = torch.zeros(num or 1, dtype=torch.bool)
+    for name in latents:
+        node = trace.nodes[name]
+        lower, upper = _bounds(node["fn"])
+        for bound, sign in ((lower, 1), (upper, -1)):
+            if bound is None:
+                continue
+            beyond = sign * (node["value"] - torch.as_tensor(bound).to(node["value"])) < 0
+            if num is None or beyond.shape[:1] == (num,):
+                outside |= beyond.reshape(num or 1, -1).any(-1).cpu()
+    return outside
+
+
+def _bounds(fn: dist.Distribution) -> tuple[Bound, Bound]:
+    try:
+        support = fn.support
+    except NotImplementedError:
+        return None, None
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
+
+
+def is_deterministic(node: dict) -> bool:
+    """Tell ``pyro.deterministic`` from other observed sites."""
+    return bool((node["infer"] or {}).get("_deterministic"))
+
+
+def is_factor(node: dict) -> bool:
+    """Tell ``pyro.factor`` from other observed sites."""
+    return isinstance(_innermost(node["fn"]), dist.Unit)
+
+
+def is_point_mass(fn: dist.Distribution) -> bool:
+    """Tell a site that is a function of others."""
+    return isinstance(_innermost(fn), dist.Delta)
+
+
+def _innermost(fn: dist.Distribution) -> dist.Distribution:
+    while isinstance(fn, (dist.Independent, dist.ExpandedDistribution, MaskedDistribution)):
+        fn = fn.base_dist
+    return fn

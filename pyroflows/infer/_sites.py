@@ -1,0 +1,111 @@
+"""What one run of a model shows of its sites, and what many draws of a guide hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ._log_prob import is_deterministic, is_factor
+
+
+@dataclass(frozen=True)
+class Site:
+    """What one run of the model showed of a sample site.
+
+    Attributes:
+        kind: "latent", "observed", "deterministic" or "factor".
+        shape: shape of one value.
+        batch_shape: shape of its log density.
+        event_dim: how many of the rightmost axes belong to one event.
+        plates: names of its vectorised plates by negative axis of the batch shape.
+        event_names: names of the event axes given in ``infer={"event_dims": [...]}``.
+        mask: mask over the log density, or None.
+        value: the value seen; for an observed site, the data.
+    """
+
+    kind: str
+    shape: torch.Size
+    batch_shape: torch.Size
+    event_dim: int
+    plates: dict[int, tuple[str, int]]
+    event_names: tuple[str, ...]
+    mask: Tensor | bool | None
+    value: Tensor = field(repr=False)
+
+
+@dataclass(frozen=True)
+class GuideDraws:
+    """S draws of a guide seen through a model; tensors live on the CPU, draws lead.
+
+    Attributes:
+        sites: the model's sites by name, in the order of the model.
+        values: latent (and, when asked for, deterministic) values, ``(S, *shape)``.
+        log_likelihood: unscaled log density of observed sites, ``(S, *batch_shape)``.
+        predictive: new data at observed sites, ``(S, *shape)``.
+        log_p: log joint density of model and data, scaled and masked, float64 ``(S,)``, or None
+            where it is no density of these draws: see ``missing`` and ``subsampled``.
+        log_q: log density of the guide, float64 ``(S,)``, or None likewise.
+        rounding: relative rounding error of the log densities.
+        num_outside: draws outside the support of the model.
+        point_masses: latents that the guide gives one and the same value.
+        missing: latents of the model that the guide does not draw and that were not enumerated.
+        marginalized: discrete latents summed out.
+        subsampled: plates of which model or guide sees a part only.
+        vectorized: whether all draws went through model and guide together.
+    """
+
+    sites: dict[str, Site]
+    values: dict[str, Tensor]
+    log_likelihood: dict[str, Tensor]
+    predictive: dict[str, Tensor]
+    log_p: Tensor | None
+    log_q: Tensor | None
+    rounding: float
+    num_outside: int
+    point_masses: tuple[str, ...]
+    missing: tuple[str, ...]
+    marginalized: tuple[str, ...]
+    subsampled: dict[str, tuple[int, int]]
+    vectorized: bool
+
+
+def samples(trace: poutine.Trace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Iterate over the sample sites of a trace."""
+    return ((name, node) for name, node in trace.nodes.items() if node["type"] == "sample")
+
+
+def subsampled_plates(*traces: poutine.Trace) -> dict[str, tuple[int, int]]:
+    """Find plates that show a part of their elements: name to (part, full size)."""
+    return {
+        frame.name: (int(frame.size), int(frame.full_size))
+        for trace in traces
+        for _, node in samples(trace)
+        for frame in node["cond_indep_stack"]
+        if frame.full_size is not None and frame.full_size != frame.size
+    }
+
+
+def describe(node: dict, options: dict) -> Site:
+    """Note kind, shapes, plates and mask of a site of one run."""
+    value = torch.as_tensor(node["value"])
+    if is_deterministic(node):
+        kind = "deterministic"
+    elif is_factor(node):
+        kind = "factor"
+    else:
+        kind = "observed" if node["is_observed"] else "latent"
+    return Site(
+        kind=kind,
+        shape=value.shape,
+        batch_shape=torch.Size(node["fn"].batch_shape),
+        event_dim=len(node["fn"].event_shape),
+        plates={f.dim: (f.name, int(f.size)) for f in node["cond_indep_stack"] if f.vectorized},
+        event_names=tuple(options.get("event_dims", ())),
+        mask=node["mask"],
+        value=value.detach(),
+    )
