@@ -6,13 +6,16 @@ partial, or a bijector class. Pyro's own ``AutoNormalizingFlow`` accepts one too
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Callable, Sequence
 
 import torch
 
 from .bijector import Bijector, Compose
-from .bijectors import Autoregressive, Coupling, FullAffine, LocScale, Permutation
-from .transformers import Affine, RationalQuadraticSpline, Transformer
+from .bijectors import Autoregressive, Coupling, FullAffine, LocScale
+from .networks import Activation
+from .transformers import Additive, Affine, RationalQuadraticSpline, Transformer
 
 __all__ = ["Flow", "available_flows", "build_flow", "register_flow"]
 
@@ -21,12 +24,42 @@ Flow = Callable[..., Bijector]
 _FLOWS: dict[str, Flow] = {}
 
 
-def register_flow(name: str) -> Callable[[Flow], Flow]:
-    """Register a recipe under a name."""
+def register_flow(name: str, *, replace: bool = False) -> Callable[[Flow], Flow]:
+    """Register a recipe under a name.
+
+    Args:
+        name: The name.
+        replace: Whether a recipe of the same name gives way.
+
+    Returns:
+        A decorator, which returns the recipe as it is.
+
+    Raises:
+        TypeError: If the name is not a string or the recipe cannot be called.
+        ValueError: If the name is taken and ``replace`` is not set.
+
+    Example:
+        >>> from pyroflows.bijectors import LULinear
+        >>> @register_flow("rotated", replace=True)
+        ... def rotated(dim, *, context_dim=0):
+        ...     return LULinear(dim, context_dim=context_dim)
+        >>> flow = build_flow("rotated", 3)
+    """
+    if not isinstance(name, str) or not name:
+        raise TypeError(
+            f"register_flow expected a name, got {name!r}: write @register_flow('name')."
+        )
 
     def register(flow: Flow) -> Flow:
-        if name in _FLOWS:
-            raise ValueError(f"A flow named {name!r} is already registered.")
+        if not callable(flow):
+            raise TypeError(
+                f"register_flow({name!r}) expected a recipe to call, got {type(flow).__name__}."
+            )
+        if name in _FLOWS and not replace:
+            raise ValueError(
+                f"A flow named {name!r} is already registered: choose another name, or set "
+                "replace=True."
+            )
         _FLOWS[name] = flow
         return flow
 
@@ -34,77 +67,78 @@ def register_flow(name: str) -> Callable[[Flow], Flow]:
 
 
 def available_flows() -> list[str]:
-    """Return the registered names, sorted."""
+    """Return the registered names, sorted.
+
+    Example:
+        >>> "nsf" in available_flows()
+        True
+    """
     return sorted(_FLOWS)
 
 
-def build_flow(flow: str | Flow, dim: int, *, context_dim: int = 0, **options) -> Bijector:
-    """Build a flow from its registered name or its recipe."""
-    if isinstance(flow, str):
-        if flow not in _FLOWS:
-            raise ValueError(
-                f"Unknown flow {flow!r}: choose one of {', '.join(available_flows())}."
-            )
-        flow = _FLOWS[flow]
-    return flow(dim, context_dim=context_dim, **options)
+def build_flow(flow: str | Flow, dim: int, *, context_dim: int = 0, **options: object) -> Bijector:
+    """Build a flow from its registered name or its recipe.
 
+    Args:
+        flow: A name out of :func:`available_flows`, or a recipe.
+        dim: Size of the vectors.
+        context_dim: Size of the context, or 0 for an unconditional flow.
+        options: Passed to the recipe.
 
-@register_flow("realnvp")
-def realnvp(
-    dim: int,
-    *,
-    context_dim: int = 0,
-    num_layers: int = 4,
-    transformer: Transformer = Affine(),
-    hidden_dims: Sequence[int] = (64, 64),
-) -> Bijector:
-    """Coupling layers that keep each half in turn: cheap both ways."""
-    return Compose(
-        *(
-            Coupling(
-                dim,
-                context_dim=context_dim,
-                transformer=transformer,
-                hidden_dims=hidden_dims,
-                keep_last=i % 2 == 1,
-            )
-            for i in range(num_layers)
+    Raises:
+        TypeError: If the recipe cannot be called, does not take an option, or does not return a
+            bijector.
+        ValueError: If the name is unknown, an option has a bad value, or the recipe returns a
+            bijector of another size.
+
+    Example:
+        >>> flow = build_flow("nsf", 3, num_layers=2)
+        >>> y = flow(torch.ones(5, 3))
+    """
+    recipe = _find(flow)
+    name = repr(flow) if isinstance(flow, str) else getattr(flow, "__name__", repr(flow))
+    _check_options(name, recipe, options)
+    built = recipe(dim, context_dim=context_dim, **options)
+    if not isinstance(built, Bijector):
+        raise TypeError(
+            f"The flow {name} returned {type(built).__name__}: a recipe returns a Bijector."
         )
-    )
-
-
-@register_flow("nsf")
-def nsf(
-    dim: int, *, context_dim: int = 0, num_bins: int = 8, bound: float = 5.0, **options
-) -> Bijector:
-    """Coupling layers with spline transformers (a neural spline flow)."""
-    spline = RationalQuadraticSpline(num_bins, bound)
-    return realnvp(dim, context_dim=context_dim, transformer=spline, **options)
-
-
-@register_flow("iaf")
-def iaf(
-    dim: int,
-    *,
-    context_dim: int = 0,
-    num_layers: int = 3,
-    transformer: Transformer = Affine(),
-    hidden_dims: Sequence[int] = (64, 64),
-) -> Bijector:
-    """Autoregressive layers, reversed in between: cheap to sample."""
-    parts: list[Bijector] = []
-    for _ in range(num_layers):
-        layer = Autoregressive(
-            dim, context_dim=context_dim, transformer=transformer, hidden_dims=hidden_dims
+    if (built.dim, built.context_dim) != (dim, context_dim):
+        raise ValueError(
+            f"The flow {name} was asked for dim={dim}, context_dim={context_dim} and returned "
+            f"dim={built.dim}, context_dim={built.context_dim}."
         )
-        parts += [layer, Permutation(torch.arange(dim).flip(0))]
-    return Compose(*parts)
+    return built
 
 
-@register_flow("maf")
-def maf(dim: int, **options) -> Bijector:
-    """The inverse of an ``iaf``: cheap to score."""
-    return iaf(dim, **options).inv
+def _find(flow: str | Flow) -> Flow:
+    if callable(flow):
+        return flow
+    if not isinstance(flow, str):
+        raise TypeError(f"build_flow expected a name or a recipe, got {type(flow).__name__}.")
+    if flow not in _FLOWS:
+        close = difflib.get_close_matches(flow.lower(), _FLOWS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(
+            f"Unknown flow {flow!r}: choose one of {', '.join(available_flows())}.{hint}"
+        )
+    return _FLOWS[flow]
+
+
+def _check_options(name: str, recipe: Flow, options: dict[str, object]) -> None:
+    try:
+        parameters = inspect.signature(recipe).parameters
+    except ValueError:
+        return  # some builtins have no signature
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    unknown = [option for option in options if option not in parameters]
+    if unknown:
+        known = [key for key in list(parameters)[1:] if key != "context_dim"]
+        raise TypeError(
+            f"The flow {name} takes no option {unknown[0]!r}: it takes "
+            f"{', '.join(known) or 'none'}."
+        )
 
 
 @register_flow("affine")
@@ -117,3 +151,127 @@ def affine(dim: int, *, context_dim: int = 0) -> Bijector:
 def diagonal(dim: int, *, context_dim: int = 0) -> Bijector:
     """A location and a scale for each coordinate: as a guide, mean field."""
     return LocScale(dim, context_dim=context_dim)
+
+
+@register_flow("nice")
+def nice(
+    dim: int,
+    *,
+    context_dim: int = 0,
+    num_layers: int = 4,
+    hidden_dims: Sequence[int] = (64, 64),
+    activation: Activation = "relu",
+) -> Bijector:
+    """Additive coupling layers, then a scale for each coordinate: the volume is constant."""
+    network = {"hidden_dims": hidden_dims, "activation": activation}
+    layers = _couplings(dim, context_dim, num_layers, Additive(), network)
+    return Compose(*layers, LocScale(dim, context_dim=context_dim, hidden_dims=hidden_dims))
+
+
+@register_flow("realnvp")
+def realnvp(
+    dim: int,
+    *,
+    context_dim: int = 0,
+    num_layers: int = 4,
+    hidden_dims: Sequence[int] = (64, 64),
+    activation: Activation = "relu",
+) -> Bijector:
+    """Affine coupling layers that move other coordinates in turn: cheap both ways."""
+    network = {"hidden_dims": hidden_dims, "activation": activation}
+    return Compose(*_couplings(dim, context_dim, num_layers, Affine(), network))
+
+
+@register_flow("nsf_coupling")
+def nsf_coupling(
+    dim: int,
+    *,
+    context_dim: int = 0,
+    num_layers: int = 4,
+    hidden_dims: Sequence[int] = (64, 64),
+    num_bins: int = 8,
+    bound: float = 5.0,
+    activation: Activation = "relu",
+) -> Bijector:
+    """Spline coupling layers that move other coordinates in turn: cheap both ways."""
+    network = {"hidden_dims": hidden_dims, "activation": activation}
+    spline = RationalQuadraticSpline(num_bins, bound)
+    return Compose(*_couplings(dim, context_dim, num_layers, spline, network))
+
+
+@register_flow("iaf")
+def iaf(
+    dim: int,
+    *,
+    context_dim: int = 0,
+    num_layers: int = 3,
+    hidden_dims: Sequence[int] = (64, 64),
+    activation: Activation = "relu",
+) -> Bijector:
+    """Affine autoregressive layers, the order reversed in turn: cheap to sample."""
+    network = {"hidden_dims": hidden_dims, "activation": activation}
+    return Compose(*_autoregressions(dim, context_dim, num_layers, Affine(), network))
+
+
+@register_flow("maf")
+def maf(
+    dim: int,
+    *,
+    context_dim: int = 0,
+    num_layers: int = 3,
+    hidden_dims: Sequence[int] = (64, 64),
+    activation: Activation = "relu",
+) -> Bijector:
+    """The inverse of an ``iaf``: cheap to score."""
+    return iaf(
+        dim,
+        context_dim=context_dim,
+        num_layers=num_layers,
+        hidden_dims=hidden_dims,
+        activation=activation,
+    ).inv
+
+
+@register_flow("nsf")
+def nsf(
+    dim: int,
+    *,
+    context_dim: int = 0,
+    num_layers: int = 3,
+    hidden_dims: Sequence[int] = (64, 64),
+    num_bins: int = 8,
+    bound: float = 5.0,
+    activation: Activation = "relu",
+) -> Bijector:
+    """Spline autoregressive layers, the order reversed in turn: cheap to sample."""
+    network = {"hidden_dims": hidden_dims, "activation": activation}
+    spline = RationalQuadraticSpline(num_bins, bound)
+    return Compose(*_autoregressions(dim, context_dim, num_layers, spline, network))
+
+
+def _couplings(
+    dim: int, context_dim: int, num_layers: int, transformer: Transformer, network: dict
+) -> list[Bijector]:
+    masks = ("last_half", "first_half", "odd", "even")
+    return [
+        Coupling(dim, context_dim=context_dim, mask=masks[i % 4], transformer=transformer, **network)
+        for i in range(_checked_layers(num_layers))
+    ]
+
+
+def _autoregressions(
+    dim: int, context_dim: int, num_layers: int, transformer: Transformer, network: dict
+) -> list[Bijector]:
+    orders = (range(dim), range(dim - 1, -1, -1))
+    return [
+        Autoregressive(
+            dim, context_dim=context_dim, order=orders[i % 2], transformer=transformer, **network
+        )
+        for i in range(_checked_layers(num_layers))
+    ]
+
+
+def _checked_layers(num_layers: int) -> int:
+    if isinstance(num_layers, bool) or not isinstance(num_layers, int) or num_layers < 1:
+        raise ValueError(f"num_layers expected a positive int, got {num_layers!r}.")
+    return num_layers
