@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,8 +93,8 @@ class ImportanceDiagnostics:
             ("verdict", self.verdict),
         )
         lines = [f"{name:8s} {value}" for name, value in rows]
-        lines += [f"         - {reason}" for reason in self.reasons]
-        return "\n".join([*lines, f"         {_ADVICE[self.verdict]}"])
+        lines += [_wrapped(reason, "- ") for reason in self.reasons]
+        return "\n".join([*lines, _wrapped(_ADVICE[self.verdict])])
 
     def _has_gap(self) -> bool:
         return math.isfinite(self.elbo) and math.isfinite(self.log_z)
@@ -178,9 +179,7 @@ def diagnose(draws: GuideDraws) -> ImportanceDiagnostics:
     _refuse_incomplete(draws)
     log_weights, num_nonfinite = _log_weights(draws)
     size = len(log_weights)
-    scale = float(draws.log_p[draws.log_p.isfinite()].abs().amax()) if size > num_nonfinite else 0
-    tolerance = min(max(1e-8, 16 * draws.rounding * scale), _MAX_ROUNDING)
-    smoothed, pareto_k = smooth_log_weights(log_weights, tolerance=tolerance)
+    smoothed, pareto_k = smooth_log_weights(log_weights, tolerance=_tolerance(draws))
     elbo, elbo_se = _mean_and_error(log_weights, num_nonfinite)
     log_z = float(smoothed.logsumexp(0)) - math.log(size)
     weights = (smoothed - smoothed.logsumexp(0)).exp() if log_z > -math.inf else smoothed.exp()
@@ -230,6 +229,12 @@ def _log_weights(draws: GuideDraws) -> tuple[Tensor, int]:
     log_weights = draws.log_p - draws.log_q
     bad = log_weights.isnan() | (log_weights == math.inf) | ~draws.log_q.isfinite()
     return log_weights.masked_fill(bad, -math.inf), int(bad.sum())
+
+
+def _tolerance(draws: GuideDraws) -> float:
+    """Spread of log weights that rounding explains: an exact float32 guide is still exact."""
+    magnitude = draws.log_p.abs().masked_fill(~draws.log_p.isfinite(), 0.0).max()
+    return min(max(1e-8, 16 * draws.rounding * float(magnitude)), _MAX_ROUNDING)
 
 
 def _mean_and_error(log_weights: Tensor, num_nonfinite: int) -> tuple[float, float]:
@@ -354,6 +359,13 @@ def _reasons_to_reweight(draws: GuideDraws, numbers: dict[str, float], moved: _M
     if gap > _USABLE_GAP:
         reasons.append(f"the ELBO is {gap:.3g} nat below log Z (bar {_USABLE_GAP})")
     return reasons + moved.reasons()
+
+
+def _wrapped(text: str, bullet: str = "") -> str:
+    indent = " " * 9
+    return textwrap.fill(
+        text, 96, initial_indent=indent + bullet, subsequent_indent=indent + " " * len(bullet)
+    )
 
 
 def _number(value: float) -> str:
