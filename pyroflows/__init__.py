@@ -4,7 +4,13 @@ from .bijector import Bijector, Compose, Inverse
 from .energy import EnergyModel, energy_model
 from .flows import available_flows, build_flow, register_flow
 from .guides import AutoFlow, NeuTraReparam
-from .infer import ImportanceDiagnostics, PathELBO, importance_diagnostics
+from .infer import (
+    GuideFit,
+    ImportanceDiagnostics,
+    PathELBO,
+    fit_guide,
+    importance_diagnostics,
+)
 from .psis import psis
 
 __version__ = "0.1.0"
@@ -14,6 +20,7 @@ __all__ = [
     "Bijector",
     "Compose",
     "EnergyModel",
+    "GuideFit",
     "ImportanceDiagnostics",
     "Inverse",
     "NeuTraReparam",
@@ -21,6 +28,7 @@ __all__ = [
     "available_flows",
     "build_flow",
     "energy_model",
+    "fit_guide",
     "importance_diagnostics",
     "psis",
     "register_flow",

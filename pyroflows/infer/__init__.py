@@ -1,6 +1,7 @@
 """Inference: objectives, fitting, importance weights."""
 
+from .fit import GuideFit, fit_guide
 from .importance import ImportanceDiagnostics, importance_diagnostics
 from .objectives import PathELBO
 
-__all__ = ["ImportanceDiagnostics", "PathELBO", "importance_diagnostics"]
+__all__ = ["GuideFit", "ImportanceDiagnostics", "PathELBO", "fit_guide", "importance_diagnostics"]

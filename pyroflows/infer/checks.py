@@ -1,0 +1,102 @@
+"""The arguments of a fit: checked, and filled in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from pyro.optim import PyroOptim
+from torch import Tensor
+
+from .objectives import PathELBO
+from .survey import guide_name, module_params
+
+__all__ = ["check_data", "check_numbers", "check_optimizer", "make_loss"]
+
+
+def check_numbers(
+    num_steps: int | None,
+    time_budget: float | None,
+    num_particles: int,
+    learning_rate: float | None,
+    tolerance: float,
+) -> None:
+    """Raise ValueError for a number out of range."""
+    for name, value in {"num_steps": num_steps, "num_particles": num_particles}.items():
+        if value is not None and (isinstance(value, bool) or value != int(value) or value < 1):
+            raise ValueError(f"fit_guide: expected {name} to be an integer >= 1, got {value}.")
+    for name, value in {"time_budget": time_budget, "learning_rate": learning_rate}.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"fit_guide: expected {name} > 0 and finite, got {value}.")
+    if not tolerance >= 0:
+        raise ValueError(f"fit_guide: expected tolerance >= 0, got {tolerance}.")
+
+
+def check_optimizer(optimizer: Any, learning_rate: float | None) -> None:  # noqa: ANN401
+    """Raise TypeError for what is no optimizer, ValueError for one with two learning rates."""
+    is_made = isinstance(optimizer, PyroOptim | torch.optim.Optimizer)
+    if is_made and learning_rate is not None:
+        raise ValueError(
+            f"fit_guide: got learning_rate={learning_rate} and an optimizer that has its own "
+            f"already ({type(optimizer).__name__}); set it there, or pass a factory such as "
+            "torch.optim.Adam."
+        )
+    if not (optimizer is None or is_made or callable(optimizer)):
+        raise TypeError(
+            "fit_guide: expected optimizer to be None, a torch optimizer, a factory of one, or a "
+            f"pyro.optim.PyroOptim, got {type(optimizer).__name__}."
+        )
+
+
+def make_loss(loss: Any, num_particles: int) -> Any:  # noqa: ANN401
+    """The loss that was asked for, and an instance where a class was given."""
+    if loss is None or isinstance(loss, type):
+        return (loss or PathELBO)(num_particles=num_particles, vectorize_particles=True)
+    if not (callable(loss) or hasattr(loss, "loss_and_grads")):
+        raise TypeError(
+            "fit_guide: expected loss to be None, a Pyro ELBO, a class of one, or a function, got "
+            f"{type(loss).__name__}."
+        )
+    own = getattr(loss, "num_particles", num_particles)
+    if num_particles not in (256, own):
+        raise ValueError(
+            f"fit_guide: got num_particles={num_particles}, and a loss with num_particles={own}. "
+            "Give it to the loss alone."
+        )
+    return loss
+
+
+def check_data(guide: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Data must have the dtype and the device of the guide's parameters.
+
+    Raises:
+        ValueError: If a floating tensor, other than a scalar, has not.
+    """
+    param = next((p for _, p in module_params(guide) if p.is_floating_point()), None)
+    if param is None:
+        return
+    named = [(f"model_args[{i}]", v) for i, v in enumerate(args)]
+    named += [(f"model_kwargs[{k!r}]", v) for k, v in kwargs.items()]
+    for name, value in named:
+        for tensor in _tensors(value):
+            if tensor.dim() and (tensor.dtype, tensor.device) != (param.dtype, param.device):
+                raise ValueError(
+                    f"fit_guide: {name} is {tensor.dtype} on {tensor.device}, but the parameters "
+                    f"of {guide_name(guide)} are {param.dtype} on {param.device}. Cast the data, "
+                    f"data.to({str(param.device)!r}, {param.dtype}), or the guide, "
+                    f"guide.to({str(tensor.device)!r}, {tensor.dtype})."
+                )
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _tensors(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)

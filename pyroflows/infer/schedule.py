@@ -1,0 +1,118 @@
+"""When to learn how fast, and when to stop: warm-up, stable, decay."""
+
+from __future__ import annotations
+
+import math
+from statistics import fmean, stdev
+
+__all__ = ["MAX_STEPS", "Schedule", "mean_and_error"]
+
+MAX_STEPS = 2_000
+_WARM_UP_STEPS = 50
+_WARM_UP_FRACTION = 0.1  # of a run too short for the whole warm-up
+_DECAY_FRACTION = 0.3  # of a run whose length is known
+_DECAY_PER_STEP = 0.5  # of the steps so far, in a run that stops when it has converged
+_WINDOW = 100
+_FLAT_WINDOWS = 2
+
+
+class Schedule:
+    r"""The factor on the learning rate, and the reason to stop.
+
+    The factor rises from zero to one (warm-up), stays there (stable), and falls along half a
+    cosine to zero (decay). What the noise of large steps costs is won back in the decay, so each
+    fit ends in one: at a fixed part of a run whose length in steps or seconds is known, or else
+    when two windows of losses in a row were no better than the one before by more than
+    ``tolerance`` and by more than the standard error of the difference.
+
+    References:
+        | MiniCPM: Unveiling the Potential of Small Language Models with Scalable Training
+          Strategies (Hu et al., 2024), https://arxiv.org/abs/2404.06395
+
+    Args:
+        num_steps: Steps to take, all of them; ``None`` to stop early when converged.
+        time_budget: Seconds to take at most.
+        tolerance: Improvement of the ELBO over a window, in nats, that is worth going on for.
+    """
+
+    def __init__(self, num_steps: int | None, time_budget: float | None, tolerance: float) -> None:
+        self.max_steps = num_steps or (None if time_budget else MAX_STEPS)
+        self.time_budget = time_budget
+        self.tolerance = tolerance
+        self._may_converge = num_steps is None
+        self._window: list[float] = []
+        self._last: tuple[float, float] | None = None
+        self._num_flat = 0
+        self._decay_from: tuple[int, float] | None = None  # step, progress
+        self._decay_steps = math.inf
+        self._converged = False
+
+    @property
+    def phase(self) -> str:
+        """``"stable"`` (warm-up included) or ``"decay"``."""
+        return "stable" if self._decay_from is None else "decay"
+
+    @property
+    def last_step(self) -> int | None:
+        """The number of steps after which the fit ends at the latest, as far as is known."""
+        ends = [] if self.max_steps is None else [self.max_steps]
+        if self._decay_from is not None and self._converged:
+            ends.append(self._decay_from[0] + math.ceil(self._decay_steps))
+        return min(ends, default=None)
+
+    def factor(self, step: int, elapsed: float) -> float:
+        """The factor on the learning rate for the step after ``step`` steps and some seconds."""
+        progress = self._progress(step, elapsed)
+        if self._decay_from is None and (self._converged or progress >= 1 - _DECAY_FRACTION):
+            self._decay_from = (step, progress)
+            self._decay_steps = _DECAY_PER_STEP * step if self._converged else math.inf
+        warm = max((step + 1) / _WARM_UP_STEPS, progress / _WARM_UP_FRACTION)
+        return min(1.0, warm) * (1 + math.cos(math.pi * self._decayed(step, elapsed))) / 2
+
+    def observe(self, step: int, loss: float) -> None:
+        """Take note of the loss of the latest of ``step`` steps."""
+        if not self._may_converge or self._decay_from is not None or step <= _WARM_UP_STEPS:
+            return
+        if math.isfinite(loss):
+            self._window.append(loss)
+        if len(self._window) == _WINDOW:
+            self._compare(mean_and_error(self._window))
+            self._window = []
+        self._converged = self._num_flat >= _FLAT_WINDOWS
+
+    def stop_reason(self, step: int, elapsed: float) -> str | None:
+        """Why to stop after ``step`` steps and ``elapsed`` seconds, or ``None`` to go on."""
+        if self._converged and self._decayed(step, elapsed) >= 1:
+            return "converged"
+        if self.max_steps is not None and step >= self.max_steps:
+            return "num_steps"
+        if self.time_budget is not None and elapsed >= self.time_budget:
+            return "time_budget"
+        return None
+
+    def _compare(self, current: tuple[float, float]) -> None:
+        if self._last is not None:
+            error = math.hypot(self._last[1], current[1])
+            flat = self._last[0] - current[0] < max(self.tolerance, error)
+            self._num_flat = self._num_flat + 1 if flat else 0
+        self._last = current
+
+    def _progress(self, step: int, elapsed: float) -> float:
+        steps = step / self.max_steps if self.max_steps else 0.0
+        return max(steps, elapsed / self.time_budget if self.time_budget else 0.0)
+
+    def _decayed(self, step: int, elapsed: float) -> float:
+        """How much of the decay is over, from 0 to 1."""
+        if self._decay_from is None:
+            return 0.0
+        first, before = self._decay_from
+        by_limit = (self._progress(step, elapsed) - before) / max(1 - before, 1e-12)
+        return min(1.0, max((step - first) / self._decay_steps, by_limit))
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """The mean of the finite values and its standard error (NaN where there are too few)."""
+    finite = [v for v in values if math.isfinite(v)]
+    if len(finite) < 2:
+        return (finite[0] if finite else math.nan), math.nan
+    return fmean(finite), stdev(finite) / math.sqrt(len(finite))

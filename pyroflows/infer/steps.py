@@ -1,0 +1,275 @@
+"""One step of a fit: gradients, what becomes of them, and the optimizer that takes them."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable
+from statistics import median
+from typing import Any, Protocol
+
+import pyro
+import torch
+from pyro.infer import SVI
+from pyro.optim import PyroOptim
+from pyro.optim.lr_scheduler import PyroLRScheduler
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["Guard", "PyroStepper", "Stepper", "TorchStepper", "loss_and_grads"]
+
+DEFAULT_LEARNING_RATE = 1e-2
+_OUTLIER = 10.0  # times the running median of gradient norms
+_MEMORY = 100
+_MIN_MEMORY = 20
+_STEPS_BETWEEN_SNAPSHOTS = 25
+
+Backward = Callable[..., float]
+
+
+def loss_and_grads(loss: Any) -> Backward:  # noqa: ANN401
+    """A function (model, guide, *args, **kwargs) that goes backward and returns the loss."""
+    differentiable = getattr(loss, "differentiable_loss", None)
+    if differentiable is None:
+        if hasattr(loss, "loss_and_grads"):
+            return lambda *args, **kwargs: _as_float(loss.loss_and_grads(*args, **kwargs))
+        differentiable = loss
+
+    def backward(*args: Any, **kwargs: Any) -> float:
+        value = differentiable(*args, **kwargs)
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            raise ValueError(
+                "fit_guide: the loss has no gradient, so nothing can be trained. Expected a tensor "
+                f"that depends on the guide's parameters, got {value!r}."
+            )
+        value.backward()
+        return value.item()
+
+    return backward
+
+
+def _as_float(value: Any) -> float:  # noqa: ANN401
+    return float(sum(value) if isinstance(value, tuple) else value)
+
+
+class Guard:
+    """Looks at gradients before they are used.
+
+    A step with a non-finite loss or gradient is skipped. The norm is cut only where it is far out
+    of line, ten times the running median. Both are counted. Good parameters are kept now and then.
+    """
+
+    def __init__(self) -> None:
+        self.loss = math.nan
+        self.num_skipped = 0
+        self.num_skipped_in_a_row = 0
+        self.num_clipped = 0
+        self.num_applied = 0
+        self.with_gradient: set[int] = set()
+        self._norms: deque[float] = deque(maxlen=_MEMORY)
+        self._good: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, params: Iterable[Tensor]) -> bool:
+        """Whether the step may be taken, given :attr:`loss`."""
+        params = [p for p in params if p.grad is not None]
+        if self.num_applied < _STEPS_BETWEEN_SNAPSHOTS:
+            self.with_gradient.update(id(p) for p in params)
+        limit = _OUTLIER * median(self._norms) if len(self._norms) >= _MIN_MEMORY else math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(params, limit or math.inf))
+        if not (math.isfinite(norm) and math.isfinite(self.loss)):
+            self.num_skipped += 1
+            self.num_skipped_in_a_row += 1
+            return False
+        if self.num_applied % _STEPS_BETWEEN_SNAPSHOTS == 0:
+            self._good = [(p, p.detach().clone()) for p in params]
+        self._norms.append(norm)
+        self.num_clipped += norm > limit > 0
+        self.num_applied += 1
+        self.num_skipped_in_a_row = 0
+        return True
+
+    def restore(self) -> None:
+        """Put the last good parameters back."""
+        with torch.no_grad():
+            for param, good in self._good:
+                param.copy_(good)
+
+
+class Stepper(Protocol):
+    """Takes the steps of a fit."""
+
+    guard: Guard
+
+    def step(self, factor: float) -> float:
+        """Take a step with ``factor`` times the learning rate; return the loss."""
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the latest step."""
+
+    def close(self) -> None:
+        """Leave the optimizer as it was found."""
+
+
+class TorchStepper:
+    """Steps of a torch optimizer under our schedule.
+
+    Args:
+        optimizer: An optimizer, a factory of one, or ``None`` for Adam.
+        learning_rate: For a factory or Adam; ``None`` for the default.
+        params: The tensors to train, by name.
+        evaluate: Clears nothing, goes backward, returns the loss.
+    """
+
+    def __init__(
+        self,
+        optimizer: Any,  # noqa: ANN401
+        learning_rate: float | None,
+        params: dict[str, Tensor],
+        evaluate: Callable[[], float],
+    ) -> None:
+        self.guard = Guard()
+        self._is_given = isinstance(optimizer, Optimizer)
+        self._optimizer = _make_optimizer(optimizer, learning_rate, params)
+        self._evaluate = evaluate
+        self._rates = [group["lr"] for group in self._optimizer.param_groups]
+        self._stored = set(pyro.get_param_store().keys())
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    def step(self, factor: float) -> float:
+        self._set_rates(factor)
+        self._optimizer.zero_grad(set_to_none=True)
+        self.guard.loss = self._evaluate()
+        self._add_late_params()
+        if self.guard(p for group in self._optimizer.param_groups for p in group["params"]):
+            self._optimizer.step()
+        return self.guard.loss
+
+    def close(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        self._set_rates(1.0)
+
+    def _set_rates(self, factor: float) -> None:
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(float(rate) * factor)
+            else:
+                group["lr"] = rate * factor
+
+    def _add_late_params(self) -> None:
+        """Parameters may appear in Pyro's store after the first step."""
+        store = pyro.get_param_store()
+        if len(store) == len(self._stored):
+            return
+        known = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+        new = {n: p for n, p in store.named_parameters() if n not in self._stored}
+        late = {n: p for n, p in new.items() if p.grad is not None and id(p) not in known}
+        if late and not self._is_given:
+            warnings.warn(
+                f"fit_guide: parameters that appeared on the way are trained too: {sorted(late)}.",
+                stacklevel=5,
+            )
+            self._optimizer.add_param_group({"params": list(late.values())})
+            self._rates.append(self._rates[0])
+        self._stored = set(store.keys())
+
+
+class PyroStepper:
+    """Steps of :class:`pyro.infer.SVI` with one of Pyro's optimizers; no schedule but its own."""
+
+    def __init__(
+        self,
+        optimizer: PyroOptim,
+        model: Callable,
+        guide: Callable,
+        backward: Backward,
+        args: tuple,
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.guard = Guard()
+        self._optimizer = optimizer
+
+        def loss_and_grads(*args: Any, **kwargs: Any) -> float:
+            self.guard.loss = backward(*args, **kwargs)
+            return self.guard.loss
+
+        guarded = _GuardedOptim(optimizer, self.guard)
+        self._svi = SVI(model, guide, guarded, loss=loss_and_grads, loss_and_grads=loss_and_grads)
+        self._args, self._kwargs = args, kwargs
+
+    @property
+    def learning_rate(self) -> float:
+        for optimizer in self._optimizer.optim_objs.values():
+            return float(getattr(optimizer, "optimizer", optimizer).param_groups[0]["lr"])
+        return math.nan
+
+    def step(self, factor: float) -> float:
+        loss = self._svi.step(*self._args, **self._kwargs)
+        if isinstance(self._optimizer, PyroLRScheduler) and not self.guard.num_skipped_in_a_row:
+            constructor = self._optimizer.pt_scheduler_constructor
+            wants_loss = "metrics" in inspect.signature(constructor.step).parameters
+            self._optimizer.step(loss) if wants_loss else self._optimizer.step()
+        return loss
+
+    def close(self) -> None:
+        pass
+
+
+class _GuardedOptim(PyroOptim):
+    """A Pyro optimizer that asks the guard first."""
+
+    def __init__(self, inner: PyroOptim, guard: Guard) -> None:
+        self._inner = inner
+        self._guard = guard
+
+    def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
+        store = pyro.get_param_store()
+        params = sorted(params, key=lambda p: store.param_name(p) or "")
+        if self._guard(params):
+            self._inner(params, *args, **kwargs)
+
+
+def _make_optimizer(
+    optimizer: Any,  # noqa: ANN401
+    learning_rate: float | None,
+    params: dict[str, Tensor],
+) -> Optimizer:
+    tensors = list(params.values())
+    if optimizer is None:
+        return torch.optim.Adam(tensors, lr=learning_rate or DEFAULT_LEARNING_RATE, foreach=True)
+    made = optimizer
+    if not isinstance(made, Optimizer):
+        made = optimizer(tensors) if learning_rate is None else optimizer(tensors, lr=learning_rate)
+    if not isinstance(made, Optimizer):
+        raise TypeError(
+            "fit_guide: expected optimizer to return a torch.optim.Optimizer when called with the "
+            f"parameters, got {type(made).__name__}."
+        )
+    if isinstance(made, torch.optim.LBFGS):
+        raise TypeError(
+            "fit_guide: LBFGS evaluates the loss several times a step and cannot be used on a "
+            "stochastic one; use Adam, which is the default."
+        )
+    _check_coverage(made, params)
+    return made
+
+
+def _check_coverage(optimizer: Optimizer, params: dict[str, Tensor]) -> None:
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, param in params.items() if id(param) not in held]
+    if len(missing) == len(params):
+        raise ValueError(
+            "fit_guide: the optimizer holds none of the parameters of this guide; make it from "
+            "guide.parameters(), or pass a factory such as torch.optim.Adam."
+        )
+    if missing:
+        warnings.warn(
+            f"fit_guide: the optimizer was made without {len(missing)} of {len(params)} "
+            f"parameters, which stay as they are: {missing[:5]}.",
+            stacklevel=5,
+        )
