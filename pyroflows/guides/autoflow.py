@@ -125,7 +125,7 @@ class AutoFlow(AutoContinuous):
         dtype = _latent_dtype(trace, loc, log_density)
         self.register_buffer("_origin", torch.zeros_like(loc, dtype=dtype), persistent=False)
         bijector = build_bijector(self.latents.dim, **self._recipe).to(self._origin)
-        with torch.no_grad():
+        with poutine.block(), torch.no_grad():
             self.report = initialise(bijector, log_density, loc.to(dtype), **self._init)
         self.bijector = bijector
         for fn in self._pending:

@@ -34,7 +34,7 @@ class NeuTraReparam(_PyroNeuTraReparam):
         >>> def model():
         ...     with pyro.plate("schools", 3):
         ...         pyro.sample("theta", dist.Normal(0.0, 1.0))
-        >>> neutra = NeuTraReparam(AutoFlow(model, "affine"))
+        >>> neutra = pf.NeuTraReparam(pf.AutoFlow(model, "affine"))
         >>> trace = poutine.trace(neutra.reparam(model)).get_trace()
         >>> trace.nodes["theta_shared_latent_log_det"]["fn"].log_prob(torch.tensor([])).shape
         torch.Size([])
