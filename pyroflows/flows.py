@@ -142,15 +142,19 @@ def _check_options(name: str, recipe: Flow, options: dict[str, object]) -> None:
 
 
 @register_flow("affine")
-def affine(dim: int, *, context_dim: int = 0) -> Bijector:
+def affine(
+    dim: int, *, context_dim: int = 0, hidden_dims: Sequence[int] = (64, 64)
+) -> Bijector:
     """A location and a full triangular matrix: as a guide, a full-rank Gaussian."""
-    return FullAffine(dim, context_dim=context_dim)
+    return FullAffine(dim, context_dim=context_dim, hidden_dims=hidden_dims)
 
 
 @register_flow("diagonal")
-def diagonal(dim: int, *, context_dim: int = 0) -> Bijector:
+def diagonal(
+    dim: int, *, context_dim: int = 0, hidden_dims: Sequence[int] = (64, 64)
+) -> Bijector:
     """A location and a scale for each coordinate: as a guide, mean field."""
-    return LocScale(dim, context_dim=context_dim)
+    return LocScale(dim, context_dim=context_dim, hidden_dims=hidden_dims)
 
 
 @register_flow("nice")

@@ -104,10 +104,10 @@ class Permutation(Bijector):
     """
 
     def __init__(self, order: Tensor | Sequence[int]) -> None:
-        order = check_order(type(self).__name__, order)
-        super().__init__(len(order))
-        self.register_buffer("order", order)
-        self.register_buffer("rank", order.argsort())
+        values = check_order(type(self).__name__, order)
+        super().__init__(len(values))
+        self.register_buffer("order", on_default_device(values))
+        self.register_buffer("rank", on_default_device(values.argsort()))
 
     def forward_and_log_det(
         self, x: Tensor, context: Tensor | None = None
@@ -127,14 +127,19 @@ class Permutation(Bijector):
 
 
 def check_order(owner: str, order: Tensor | Sequence[int], dim: int | None = None) -> Tensor:
-    """Return the order as an index tensor, if it is a permutation (of ``dim`` elements)."""
+    """Return the order as indices on the CPU, if it is a permutation (of ``dim`` elements)."""
     values = order.tolist() if isinstance(order, Tensor) else list(order)
     size = len(values) if dim is None else dim
     if not values or sorted(values) != list(range(size)):
         raise ValueError(
             f"{owner} expected order to be a permutation of 0..{max(size, 1) - 1}, got {values}."
         )
-    return torch.tensor(values, device=order.device if isinstance(order, Tensor) else None)
+    return torch.tensor(values, device="cpu")
+
+
+def on_default_device(indices: Tensor) -> Tensor:
+    """Move indices that were found on the CPU: a device such as ``meta`` cannot search."""
+    return indices.to(torch.get_default_device())
 
 
 def _reflect(x: Tensor, vectors: Tensor) -> Tensor:
