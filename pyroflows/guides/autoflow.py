@@ -287,7 +287,7 @@ class AutoFlow(AutoContinuous):
             ok = site.support.check(value)
             batch = value.shape[: value.dim() - len(site.shape)]
             ok = ok.reshape(*batch, -1).all(-1)
-            spread = ok.reshape(*batch, *[1] * len(site.shape))
+            spread = ok.reshape(batch + (1,) * len(site.shape))
             safe[name] = torch.where(spread, value, center[name])
             inside = inside & ok
         return inside, safe

@@ -66,8 +66,8 @@ class NeuTraReparam(_PyroNeuTraReparam):
     def _draw_shared_latent(self, name: str, compute_density: bool) -> None:
         self.transform = self.guide.get_transform()
         with ExitStack() as stack:
-            for plate in self.guide.plates.values():
-                stack.enter_context(block_plate(dim=plate.dim, strict=False))
+            for frame in self.guide._prototype_frames.values():
+                stack.enter_context(block_plate(dim=frame.dim, strict=False))
             noise = pyro.sample(f"{name}_shared_latent", self.guide.get_base_dist().mask(False))
             latent = self.transform(noise)
             if compute_density:
