@@ -34,7 +34,7 @@ def model():
 def regression(x: Tensor, y: Tensor):
     w = pyro.sample("w", dist.Normal(x.new_zeros(x.shape[-1]), 1.0).to_event(1))
     with pyro.plate("data", len(y)):
-        mean = (x * w[..., None, :]).sum(-1)
+        mean = (x * w).sum(-1)
         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
 
 

@@ -226,6 +226,9 @@ CASES = {
 
 # Particles are drawn in one outer plate, so these leave the model no room for one.
 NOT_VECTORIZED = {"sequential_plate"}
+# Predictive samples the prior first, which flat ones cannot, and takes the event dimension of a
+# simplex outside of plates for a plate.
+NOT_PARALLEL = (sequential_plate, simplex)
 # Those a structure's plates alone tell apart: enough where the support plays no part.
 SOME = ("scalar", "positive", "plate_first", "nested_plates", "simplex_in_plate", "mask")
 
@@ -240,6 +243,20 @@ def perturb(guide: pf.AutoFlow) -> pf.AutoFlow:
         for parameter in guide.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return guide
+
+
+def trained(guide: pf.AutoFlow) -> dict[str, Tensor]:
+    """What training has to move: all but the triangle below the diagonal of a 1 x 1 matrix."""
+    return {
+        name: p.detach().clone()
+        for name, p in guide.named_parameters()
+        if not (guide.latent_dim == 1 and name.endswith("lower"))
+    }
+
+
+def unmoved(guide: pf.AutoFlow, before: dict[str, Tensor]) -> list[str]:
+    now = dict(guide.named_parameters())
+    return [name for name, value in before.items() if torch.equal(now[name], value)]
 
 
 def draws(guide: pf.AutoFlow, *batch: int) -> dict[str, Tensor]:
@@ -302,13 +319,12 @@ def test_pack_undoes_unpack(case: Case):
 @all_cases
 def test_svi_trains_every_parameter(case: Case):
     guide = guide_of(case)
-    before = {name: p.detach().clone() for name, p in guide.named_parameters()}
+    before = trained(guide)
     svi = SVI(case.model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
     for _ in range(3):
         assert math.isfinite(svi.step())
     assert before
-    still = [n for n, p in guide.named_parameters() if torch.equal(p, before[n])]
-    assert not still
+    assert not unmoved(guide, before)
 
 
 @pytest.mark.parametrize("name", sorted(set(CASES) - NOT_VECTORIZED - {"subsampled_data"}))
@@ -347,8 +363,8 @@ def test_median_and_quantiles(case: Case):
 
 @all_cases
 def test_parallel_predictive(case: Case):
-    if case.model is sequential_plate:
-        pytest.skip("a sequential plate cannot be run in parallel")
+    if case.model in NOT_PARALLEL or "ImproperUniform" in case.model.__code__.co_names:
+        pytest.skip("Pyro's Predictive cannot run this model in parallel under any guide")
     guide = guide_of(case)
     sites = list(case.shapes)
     predictive = Predictive(
@@ -366,10 +382,10 @@ def test_parallel_predictive(case: Case):
 def test_jit_trace_elbo(case: Case):
     guide = guide_of(case)
     svi = SVI(case.model, guide, pyro.optim.Adam({"lr": 0.01}), JitTrace_ELBO())
-    before = [p.detach().clone() for p in guide.parameters()]
+    before = trained(guide)
     for _ in range(2):
         assert math.isfinite(svi.step())
-    assert not any(torch.equal(p, b) for p, b in zip(guide.parameters(), before, strict=True))
+    assert not unmoved(guide, before)
 
 
 @all_cases
@@ -411,13 +427,12 @@ def test_a_deep_copy_keeps_the_model_and_trains_apart():
     SVI(scalar, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step()
     twin = copy.deepcopy(guide)
     assert twin.model is not None
-    before = [p.detach().clone() for p in guide.parameters()]
+    before = trained(guide)
     optimizer = torch.optim.Adam(twin.parameters(), lr=0.1)
     Trace_ELBO().differentiable_loss(scalar, twin).backward()
     optimizer.step()
-    pairs = list(zip(guide.parameters(), twin.parameters(), before, strict=True))
-    assert all(torch.equal(p, b) for p, _, b in pairs)
-    assert not any(torch.equal(p, t) for p, t, _ in pairs)
+    assert unmoved(guide, before) == list(before)
+    assert not unmoved(twin, before)
 
 
 def test_a_deep_copy_before_the_first_call_works():
@@ -451,32 +466,34 @@ def test_an_optimizer_takes_the_parameters_before_any_call():
     guide = guide_of(CASES["plate"])
     optimizer = torch.optim.Adam(guide.parameters(), lr=0.01)
     known = {id(p) for p in guide.parameters()}
+    before = trained(guide)
     elbo = Trace_ELBO(num_particles=8, vectorize_particles=True)
-    before = [p.detach().clone() for p in guide.parameters()]
     for _ in range(2):
         optimizer.zero_grad()
         elbo.differentiable_loss(plate, guide).backward()
         optimizer.step()
     assert {id(p) for p in guide.parameters()} == known
-    assert not any(torch.equal(p, b) for p, b in zip(guide.parameters(), before, strict=True))
+    assert not unmoved(guide, before)
 
 
-@pytest.mark.parametrize("flow", pf.available_flows())
-def test_a_state_dict_means_the_same_in_a_fresh_process(flow: str, tmp_path):
+def test_a_state_dict_means_the_same_in_a_fresh_process(tmp_path):
     """Built from another seed there: no permutation or mask may be left to chance."""
-    options = {} if flow in ("affine", "diagonal") else {"hidden_dims": (8,)}
-    guide = perturb(pf.AutoFlow(plate, flow, model_args=(), **options))
-    sites = draws(guide, 4)
-    torch.save((guide.state_dict(), sites, guide.log_prob(sites).detach()), tmp_path / "state.pt")
+    saved = []
+    for flow in pf.available_flows():
+        options = {} if flow in ("affine", "diagonal") else {"hidden_dims": (8,)}
+        guide = perturb(pf.AutoFlow(plate, flow, model_args=(), **options))
+        sites = draws(guide, 4)
+        saved.append((flow, options, guide.state_dict(), sites, guide.log_prob(sites).detach()))
+    torch.save(saved, tmp_path / "state.pt")
     script = f"""
         import pyro, torch
         import pyroflows as pf
         from tests.test_guides_supports import plate
-        state, sites, expected = torch.load({str(tmp_path / "state.pt")!r})
-        pyro.set_rng_seed(12345)
-        guide = pf.AutoFlow(plate, {flow!r}, model_args=(), **{options!r})
-        guide.load_state_dict(state)
-        torch.testing.assert_close(guide.log_prob(sites), expected, atol=1e-4, rtol=1e-4)
+        for flow, options, state, sites, expected in torch.load({str(tmp_path / "state.pt")!r}):
+            pyro.set_rng_seed(12345)
+            guide = pf.AutoFlow(plate, flow, model_args=(), **options)
+            guide.load_state_dict(state)
+            torch.testing.assert_close(guide.log_prob(sites), expected, atol=1e-4, rtol=1e-4)
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -546,13 +563,14 @@ def test_the_density_of_one_latent_integrates_to_one(name: str, flow: str):
     case = CASES[name]
     guide = perturb(pf.AutoFlow(case.model, flow, model_args=()))
     (site,) = case.shapes
-    low, high = {"improper_unit_interval": (0.0, 1.0), "improper_positive": (0.0, 12.0)}.get(
-        name, (-12.0, 12.0)
-    )
-    edges = torch.linspace(low, high, 40_001, dtype=torch.float64)
+    edges = torch.linspace(-14, 14, 40_001, dtype=torch.float64)  # unconstrained, then mapped
+    if name == "improper_unit_interval":
+        edges = edges.sigmoid()
+    elif name == "improper_positive":
+        edges = edges.exp()
     middle = ((edges[1:] + edges[:-1]) / 2).float()
     with torch.no_grad():
-        mass = guide.log_prob({site: middle}).double().exp().sum() * (edges[1] - edges[0])
+        mass = (guide.log_prob({site: middle}).double().exp() * edges.diff()).sum()
     assert abs(mass - 1) < 5e-3
 
 
@@ -568,7 +586,7 @@ def test_a_gaussian_posterior_is_found_before_training():
 
 
 def test_every_flow_starts_near_the_outer_affine():
-    for flow in pf.available_flows():
+    for flow in set(pf.available_flows()) - {"affine", "diagonal"}:
         guide = pf.AutoFlow(plate, flow, outer="full", model_args=())
         report = pf.importance_diagnostics(plate, guide, num_samples=1000, seed=0)
         assert report.log_z - report.elbo < 0.5, flow
