@@ -67,9 +67,9 @@ class LogDensity:
         """
         if self.vectorized is None and len(u) > 1:
             self.check(u.detach()[:3])
-        if self.vectorized:
-            return self._together(u)
-        return self._one_by_one(u)
+        # Extreme points may make parameters invalid: they get NaN, not an exception.
+        with pyro.validation_enabled(False):
+            return self._together(u) if self.vectorized else self._one_by_one(u)
 
     def check(self, points: Tensor) -> bool:
         """Compare one vectorized run with one run per point, in value and gradient.
@@ -81,6 +81,10 @@ class LogDensity:
             Whether the model may be vectorized. Points of infinite density decide nothing.
         """
         seed = int(torch.randint(2**31, (), device="cpu"))
+        with pyro.validation_enabled(False):
+            return self._compare(points, seed)
+
+    def _compare(self, points: Tensor, seed: int) -> bool:
         expected = _value_and_grad(self._one_by_one, points, seed)
         if not torch.isfinite(expected[0]).any():
             return False

@@ -85,8 +85,9 @@ def reference(model, latents, u, *args):
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda m: m.__name__)
-def test_density_is_that_of_pyro(model, monkeypatch):
+def test_density_is_that_of_pyro(model, request):
     pyro.set_rng_seed(0)
+    request.addfinalizer(lambda dtype=torch.get_default_dtype(): torch.set_default_dtype(dtype))
     torch.set_default_dtype(torch.float64)  # Pyro's own density cannot mix dtypes
     density = log_density(model, Y.double())
     u = torch.randn(5, density.latents.dim, dtype=torch.float64)
@@ -107,7 +108,7 @@ def wrong_sum(y):
 def matrix_product(y):
     w = pyro.sample("w", dist.Normal(torch.zeros(4), 1.0).to_event(1))
     with pyro.plate("data", 4):
-        pyro.sample("y", dist.Normal(torch.eye(4).to(y) @ w, 1.0), obs=y)
+        pyro.sample("y", dist.Normal(torch.eye(4, dtype=w.dtype) @ w, 1.0), obs=y)
 
 
 def value_branch(y):

@@ -108,11 +108,12 @@ def _climb(log_density: LogDensity, loc: Tensor, given: bool, init_scale: float)
 
 
 def _starting_points(loc: Tensor) -> Tensor:
-    """The given point, the origin of unconstrained space, and a point between at random."""
+    """The given point, the origin of unconstrained space, and others around it at random."""
     generator = torch.Generator().manual_seed(0)
-    random = torch.rand(loc.shape, generator=generator, dtype=torch.float64).to(loc.device)
+    number = 6 if len(loc) <= _FULL_UP_TO else 1
+    random = torch.rand(number, len(loc), generator=generator, dtype=torch.float64)
     loc = loc.double()
-    return torch.stack([loc, torch.zeros_like(loc), 4 * random - 2])
+    return torch.cat([loc[None], torch.zeros_like(loc)[None], (4 * random - 2).to(loc)])
 
 
 def _in_double(

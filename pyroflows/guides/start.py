@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ class Start:
         scale_tril: Cholesky factor of the covariance, shape ``(D, D)``, where the dimension allows.
         elbo: Estimated evidence lower bound of this Gaussian.
         report: What was done, for a person.
+        mode: The end of the climb that this Gaussian lies on, shape ``(D)``.
     """
 
     loc: Tensor
@@ -32,6 +33,7 @@ class Start:
     scale_tril: Tensor | None
     elbo: float
     report: str
+    mode: Tensor | None = None
 
 
 def find_start(
@@ -42,7 +44,7 @@ def find_start(
     Each climb is L-BFGS in float64, polished by damped Newton steps. A Gaussian is built at
     several points of its path, as in Pathfinder, since a model may have no mode at all (a
     hierarchical scale that goes to zero): what counts is the evidence lower bound, estimated for
-    each with the same draws.
+    each with the same draws. Where several modes hold mass, the start has the moments of all.
 
     References:
         | Pathfinder: Parallel Quasi-Newton Variational Inference (Zhang et al., 2022)
@@ -62,16 +64,75 @@ def find_start(
             f"The log density of the model is not finite at any of the {len(points)} points tried. "
             "Check the model for NaN or impossible data, or pass init_loc_fn= with feasible values."
         )
-    noise = _noise(points)
-    candidates = []
+    noise, modes = _noise(points), []
     for path in paths:
-        climbed = _polish(log_density, path[-1]) if points.shape[-1] <= max_full_dim else None
-        chosen = _thin(path) + ([climbed] if climbed is not None else [])
-        candidates += [_best_stretch(log_density, u, noise, max_full_dim) for u in chosen]
-    candidates = [c for c in candidates if c is not None and math.isfinite(c.elbo)]
-    if not candidates:
+        best = _best_along(log_density, path, modes, noise, max_full_dim)
+        if best is not None:
+            modes.append(best)
+    if not modes:
         return _fallback(log_density, paths)
-    return max(candidates, key=lambda c: c.elbo)
+    modes.sort(key=lambda mode: -mode.elbo)
+    return _cover(log_density, modes) or modes[0]
+
+
+def _best_along(
+    log_density: Callable,
+    path: list[Tensor],
+    known: list[Start],
+    noise: Tensor,
+    max_full_dim: int,
+) -> Start | None:
+    """The best Gaussian along one path, or ``None`` if it led to a mode that is known."""
+    end = path[-1]
+    if len(end) <= max_full_dim:
+        end = _polish(log_density, end)
+    if end is not None and any(_is_same(end, mode) for mode in known):
+        return None
+    points = _thin(path) + ([] if end is None else [end])
+    found = [_best_stretch(log_density, u, noise, max_full_dim) for u in points]
+    best = max((f for f in found if f is not None), key=lambda f: f.elbo, default=None)
+    return None if best is None else replace(best, mode=path[-1] if end is None else end)
+
+
+def _is_same(u: Tensor, mode: Start) -> bool:
+    """Whether a climb ended where another did, within one standard deviation."""
+    offset = u - mode.mode
+    if mode.scale_tril is None:
+        return bool((offset / mode.scale).norm() < 1)
+    white = torch.linalg.solve_triangular(mode.scale_tril, offset[:, None], upper=False)
+    return bool(white.norm() < 1)
+
+
+def _cover(log_density: Callable, modes: list[Start], num_draws: int = 1024) -> Start | None:
+    """A Gaussian with the moments of the target, where several modes hold part of its mass.
+
+    Training that starts inside one mode stays there, and no weight computed from its draws can
+    tell. The moments are estimated by importance sampling from the mixture of the modes' Gaussians.
+    """
+    modes = [m for m in modes if m.scale_tril is not None]
+    if len(modes) < 2:
+        return None
+    generator = torch.Generator().manual_seed(1)
+    parts = [torch.distributions.MultivariateNormal(m.loc, scale_tril=m.scale_tril) for m in modes]
+    like = modes[0].loc
+    noise = torch.randn(len(modes), num_draws, len(like), generator=generator, dtype=like.dtype)
+    noise = noise.to(like.device)
+    draws = torch.cat([m.loc + z @ m.scale_tril.mT for m, z in zip(modes, noise, strict=True)])
+    log_parts = torch.stack([part.log_prob(draws) for part in parts], dim=-1)
+    with torch.no_grad():
+        log_weights = log_density(draws) - log_parts.logsumexp(-1)
+    log_weights = torch.nan_to_num(log_weights, nan=-math.inf, posinf=-math.inf)
+    weights = log_weights.softmax(0)
+    mass = (weights[:, None] * log_parts.softmax(-1)).sum(0)
+    if (mass > 0.01).sum() < 2 or 1 / weights.square().sum() < 4 * len(like):
+        return None
+    loc = weights @ draws
+    offsets = (draws - loc) * weights.sqrt()[:, None]
+    upper = torch.linalg.qr(offsets).R
+    tril = upper.mT * torch.sign(upper.diagonal())
+    report = f"started at the moments of {int((mass > 0.01).sum())} modes found by climbing"
+    scale = tril.square().sum(-1).sqrt()
+    return Start(loc, scale, tril, modes[0].elbo, report)
 
 
 def value_and_grad(fn: Callable[[Tensor], Tensor], u: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,7 +194,7 @@ def _climb(log_density: Callable, start: Tensor, num_rounds: int = 40) -> list[T
     for _ in range(num_rounds):
         try:
             optimizer.step(loss)
-        except RuntimeError:  # the model refused a point of the line search
+        except (RuntimeError, ValueError):  # the model refused a point of the line search
             break
         value = loss()
         improved = best - value.item()
@@ -187,9 +248,18 @@ def _covariance_factor(precision: Tensor) -> Tensor | None:
 
 
 def _noise(points: Tensor) -> Tensor:
-    """Antithetic standard normal draws, the same at every call."""
+    """Standard normal draws, the same at every call, with exact first and second moments.
+
+    So the ELBO of a Gaussian at a quadratic density is exact.
+    """
+    dim = points.shape[-1]
     generator = torch.Generator().manual_seed(0)
-    half = torch.randn(_NUM_DRAWS // 2, points.shape[-1], generator=generator, dtype=torch.float64)
+    half = torch.randn(_NUM_DRAWS // 2, dim, generator=generator, dtype=torch.float64)
+    if 2 * dim <= len(half):
+        factor = torch.linalg.cholesky(half.mT @ half / len(half))
+        half = torch.linalg.solve_triangular(factor.mT, half, upper=True, left=False)
+    else:
+        half = half / half.square().mean(0).sqrt()
     return torch.cat([half, -half]).to(points)
 
 

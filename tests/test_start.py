@@ -1,0 +1,138 @@
+"""Where guides start: modes, curvature, several modes, no mode at all."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.testing import assert_close
+
+from pyroflows import AutoFlow
+from pyroflows.guides.start import find_start, hessian
+
+
+def gaussian(loc, covariance):
+    normal = torch.distributions.MultivariateNormal(loc, covariance)
+    return normal.log_prob
+
+
+def points(dim):
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(4, dim, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("scales", [(1.0, 1.0), (5e4, 1e-3), (1e-4, 1e5)], ids=str)
+@pytest.mark.parametrize("correlation", [0.0, 0.9999])
+def test_a_gaussian_is_found_exactly_at_any_scale(scales, correlation):
+    scale = torch.tensor(scales, dtype=torch.float64)
+    matrix = torch.tensor([[1.0, correlation], [correlation, 1.0]], dtype=torch.float64)
+    covariance = scale[:, None] * matrix * scale
+    loc = torch.tensor([50.0, -30.0], dtype=torch.float64) * scale
+    start = find_start(gaussian(loc, covariance), points(2))
+    assert_close((start.loc - loc) / scale, torch.zeros(2, dtype=torch.float64), atol=1e-4, rtol=0)
+    assert_close(start.scale_tril @ start.scale_tril.mT, covariance, rtol=1e-4, atol=0)
+    assert abs(start.elbo) < 1e-3
+
+
+def test_several_modes_are_all_covered():
+    """Weights of draws from one mode cannot see the others, so a start in one would stay there."""
+
+    def log_density(u):
+        centers = torch.tensor([[-6.0, 0.0], [6.0, 0.0], [0.0, 6.0]], dtype=u.dtype)
+        distances = (u[..., None, :] - centers).square().sum(-1)
+        return (-0.5 * distances).logsumexp(-1)
+
+    corners = torch.tensor([[-4.0, -2.0], [5.0, 1.0], [1.0, 4.0], [4.0, -3.0], [-2.0, 0.0]])
+    start = find_start(log_density, corners.double())
+    assert "3 modes" in start.report
+    assert_close(start.loc, torch.tensor([0.0, 2.0]).double(), atol=0.3, rtol=0)
+    assert_close(start.scale, torch.tensor([25.0, 9.0]).double().sqrt(), atol=0.3, rtol=0)
+
+
+def test_a_density_without_a_mode_gets_a_gaussian_from_the_way_there():
+    """A centered hierarchy is unbounded as its scale goes to zero."""
+
+    def log_density(u):
+        scale = u[..., :1].exp()
+        local = -0.5 * (u[..., 1:] / scale).square() - u[..., :1]
+        return -0.5 * (u[..., 0] / 2).square() + local.sum(-1)
+
+    start = find_start(log_density, points(6))
+    assert math.isfinite(start.elbo)
+    assert start.scale.min() > 0.05
+
+
+def test_negative_curvature_is_taken_by_its_size():
+    def log_density(u):  # flat-topped: the curvature vanishes at the mode
+        return -u.pow(4).sum(-1)
+
+    start = find_start(log_density, points(2))
+    assert 0.1 < start.scale.min() <= start.scale.max() < 3.0
+
+
+def test_the_hessian_is_exact_and_falls_back_to_differences():
+    class NoSecondDerivative(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, u):
+            ctx.save_for_backward(u)
+            return -u.pow(4).sum(-1)
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, grad):
+            (u,) = ctx.saved_tensors
+            return -4 * u.pow(3) * grad[..., None]
+
+    u = torch.tensor([0.5, -1.5], dtype=torch.float64)
+    expected = (-12 * u.square()).diag()
+    assert_close(hessian(lambda v: -v.pow(4).sum(-1), u), expected)
+    assert_close(hessian(NoSecondDerivative.apply, u), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_impossible_model_is_refused():
+    def log_density(u):
+        return u.sum(-1) * math.nan
+
+    with pytest.raises(ValueError, match="not finite at any of the 4 points"):
+        find_start(log_density, points(2))
+
+
+@pytest.mark.parametrize("outer", ["full", "diagonal", "low_rank"])
+def test_every_outer_map_starts_at_the_posterior(outer):
+    def model():
+        pyro.sample("x", dist.Normal(torch.tensor([50.0, -30.0]), 0.1).to_event(1))
+
+    guide = AutoFlow(model, "nsf", outer=outer, num_layers=1)
+    draws = guide.unpack(guide.get_posterior().sample((2000,)))["x"]
+    assert_close(draws.mean(0), torch.tensor([50.0, -30.0]), atol=0.02, rtol=0)
+    assert_close(draws.std(0), torch.tensor([0.1, 0.1]), atol=0.02, rtol=0)
+
+
+def test_a_high_dimension_needs_no_square_matrix():
+    def model():
+        scale = torch.linspace(0.1, 3.0, 1500)
+        pyro.sample("x", dist.Normal(torch.ones(1500), scale).to_event(1))
+
+    guide = AutoFlow(model, "diagonal")
+    draws = guide.unpack(guide.get_posterior().sample((500,)))["x"]
+    assert_close(draws.std(0), torch.linspace(0.1, 3.0, 1500), rtol=0.25, atol=0)
+    assert_close(draws.mean(), torch.tensor(1.0), rtol=0.05, atol=0)
+
+
+def test_single_precision_that_cannot_hold_the_posterior_is_named():
+    def model():
+        pyro.sample("x", dist.Normal(5e4, 1e-3))
+
+    with pytest.warns(UserWarning, match="too narrow for torch.float32"):
+        AutoFlow(model, "affine")
+
+
+def test_a_point_can_be_given():
+    def model():
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    init = pyro.infer.autoguide.initialization.init_to_value(values={"x": torch.tensor(3.0)})
+    guide = AutoFlow(model, "affine", init="point", init_loc_fn=init, init_scale=0.5)
+    assert_close(guide.unpack(guide.median_latent())["x"], torch.tensor(3.0))
+    assert "0.5 wide" in guide.report
