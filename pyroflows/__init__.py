@@ -1,6 +1,7 @@
 """Normalizing flows for Pyro."""
 
 from .bijector import Bijector, Compose, Inverse
+from .diagnostics import compare_fits, plot_fit, plot_posteriors, to_inference_data
 from .energy import EnergyModel, energy_model
 from .flows import available_flows, build_flow, register_flow
 from .guides import AutoFlow, NeuTraReparam
@@ -27,9 +28,13 @@ __all__ = [
     "PathELBO",
     "available_flows",
     "build_flow",
+    "compare_fits",
     "energy_model",
     "fit_guide",
     "importance_diagnostics",
+    "plot_fit",
+    "plot_posteriors",
     "psis",
     "register_flow",
+    "to_inference_data",
 ]

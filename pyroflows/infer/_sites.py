@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Tensor
 
 from ._log_prob import is_deterministic, is_factor
@@ -106,6 +107,14 @@ def describe(node: dict, options: dict) -> Site:
         event_dim=len(node["fn"].event_shape),
         plates={f.dim: (f.name, int(f.size)) for f in node["cond_indep_stack"] if f.vectorized},
         event_names=tuple(options.get("event_dims", ())),
-        mask=node["mask"],
+        mask=_mask(node),
         value=value.detach(),
     )
+
+
+def _mask(node: dict[str, Any]) -> Tensor | bool | None:
+    """Join the masks of handlers and of the distribution, over the log density."""
+    own = node["fn"]._mask if isinstance(node["fn"], MaskedDistribution) else None
+    if own is None or node["mask"] is None:
+        return node["mask"] if own is None else own
+    return torch.as_tensor(own) & torch.as_tensor(node["mask"])

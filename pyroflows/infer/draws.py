@@ -16,12 +16,14 @@ import torch
 from pyro import poutine
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ._log_prob import (
     NotVectorized,
+    is_deterministic,
     is_point_mass,
     log_densities,
     num_outside_support,
@@ -124,6 +126,14 @@ class _InferOptions(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         self.options[msg["name"]] = dict(msg["infer"] or {})
+
+
+class _NewData(UnconditionMessenger):
+    """Draw data anew, but compute deterministic sites: they would broadcast against themselves."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if not is_deterministic(msg):
+            super()._pyro_sample(msg)
 
 
 class _Run:
@@ -261,7 +271,7 @@ class _Run:
             part.values = self._values(model_trace, num, ("latent", "deterministic"))
             part.log_likelihood = self._log_likelihood(model_trace, num)
         if keep.predictive and keep.everything:
-            unconditioned = self._replayed(poutine.uncondition(self.model), guide_trace, num)
+            unconditioned = self._replayed(_NewData()(self.model), guide_trace, num)
             part.predictive = self._values(unconditioned, num, ("observed",))
         return part
 

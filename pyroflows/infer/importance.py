@@ -14,7 +14,7 @@ from torch import Tensor
 from ..psis import good_pareto_k, smooth_log_weights
 from .draws import GuideDraws, draw_from_guide, seeded
 
-__all__ = ["ImportanceDiagnostics", "diagnose", "importance_diagnostics"]
+__all__ = ["ImportanceDiagnostics", "diagnose", "importance_diagnostics", "rounding_tolerance"]
 
 # Bars for "usable": draws used as they are then have means within a tenth of a standard deviation
 # and standard deviations within a tenth. ESS, shape and gap alone do not tell: a guide that is off
@@ -179,7 +179,7 @@ def diagnose(draws: GuideDraws) -> ImportanceDiagnostics:
     _refuse_incomplete(draws)
     log_weights, num_nonfinite = _log_weights(draws)
     size = len(log_weights)
-    smoothed, pareto_k = smooth_log_weights(log_weights, tolerance=_tolerance(draws))
+    smoothed, pareto_k = smooth_log_weights(log_weights, tolerance=rounding_tolerance(draws))
     elbo, elbo_se = _mean_and_error(log_weights, num_nonfinite)
     log_z = float(smoothed.logsumexp(0)) - math.log(size)
     weights = (smoothed - smoothed.logsumexp(0)).exp() if log_z > -math.inf else smoothed.exp()
@@ -231,7 +231,7 @@ def _log_weights(draws: GuideDraws) -> tuple[Tensor, int]:
     return log_weights.masked_fill(bad, -math.inf), int(bad.sum())
 
 
-def _tolerance(draws: GuideDraws) -> float:
+def rounding_tolerance(draws: GuideDraws) -> float:
     """Spread of log weights that rounding explains: an exact float32 guide is still exact."""
     magnitude = draws.log_p.abs().masked_fill(~draws.log_p.isfinite(), 0.0).max()
     return min(max(1e-8, 16 * draws.rounding * float(magnitude)), _MAX_ROUNDING)

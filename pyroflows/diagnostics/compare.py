@@ -1,0 +1,154 @@
+"""One table of several fits of one model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import _arviz
+from .sources import common_draws, flat_draws, posterior_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+__all__ = ["compare_fits"]
+
+_NUMBERS = ("elbo", "elbo_se", "log_z", "log_z_se", "pareto_k", "good_k", "ess")
+_ERRORS = ("max_mean_error", "min_sd_ratio", "max_sd_ratio")
+
+
+def compare_fits(
+    fits: Mapping[str, Any],
+    reference: Any = None,  # noqa: ANN401
+    *,
+    var_names: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    r"""Compare fits of one model in a table, the highest ELBO first.
+
+    Columns: ``elbo``, ``elbo_se``, ``log_z``, ``log_z_se``, ``pareto_k``, ``good_k``, ``ess`` (a
+    fraction), ``num_draws``, ``verdict``; and with a reference, over all coordinates,
+    ``max_mean_error``, the largest :math:`|m - m_{ref}| / s_{ref}`, and ``min_sd_ratio``,
+    ``max_sd_ratio``, the extremes of :math:`s / s_{ref}`, of the draws as they are, unweighted.
+    What is not defined is NaN, as the ELBO of MCMC draws; such rows come last.
+
+    All guides of one model share log Z, so that the spread of ``log_z`` is itself a check, and
+    ``log_z - elbo`` estimates the divergence of the guide from the posterior. Leave-one-out
+    scores are no way to compare guides of one model: they rank the over-confident one first.
+
+    Args:
+        fits: by name: what ``to_inference_data`` or ``fit_guide`` returned, importance diagnostics,
+            a Pyro ``MCMC`` that has run, or a mapping of site name to draws ``(S, *shape)``.
+        reference: the name of one of the fits, or draws in one of these forms.
+        var_names: variables to set beside the reference; all unless given.
+
+    Raises:
+        ImportError: if ArviZ (with pandas) is not installed.
+        TypeError: if a fit is none of these.
+        ValueError: if there are no fits, the reference is unknown or has no draws, or variables or
+            dims of a fit differ from those of the reference.
+
+    Example:
+        >>> import torch
+        >>> import pyroflows as pf
+        >>> exact, wide = {"z": torch.randn(4000)}, {"z": 2 * torch.randn(4000)}
+        >>> table = pf.compare_fits({"exact": exact, "wide": wide}, reference="exact")
+        >>> bool(table.loc["wide", "min_sd_ratio"] > 1.8)
+        True
+    """
+    _arviz.require()
+    import pandas as pd
+
+    if not isinstance(fits, Mapping) or not fits:
+        raise ValueError(
+            f"compare_fits: expected a mapping of name to fit, got {type(fits).__name__} "
+            f"of length {len(fits) if hasattr(fits, '__len__') else '?'}."
+        )
+    _check_model(fits)
+    rows = {name: _row(fit, name) for name, fit in fits.items()}
+    columns = [*_NUMBERS, "num_draws", "verdict"]
+    if reference is not None:
+        errors = _errors(fits, reference, var_names)
+        rows = {name: {**row, **errors.get(name, {})} for name, row in rows.items()}
+        columns += _ERRORS
+    table = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns)
+    return table.sort_values("elbo", ascending=False, na_position="last", kind="stable")
+
+
+def _row(fit: Any, name: str) -> dict[str, Any]:  # noqa: ANN401
+    report = getattr(fit, "diagnostics", fit)
+    if hasattr(report, "pareto_k") and hasattr(report, "log_weights"):
+        row = {column: getattr(report, column) for column in _NUMBERS}
+        return {**row, "num_draws": report.num_samples, "verdict": report.verdict}
+    if hasattr(fit, "losses"):
+        return {column: math.nan for column in _NUMBERS} | {"num_draws": 0, "verdict": ""}
+    posterior = posterior_of(fit, name)
+    row = {column: math.nan for column in _NUMBERS} | {"verdict": ""}
+    stats = _arviz.get_group(fit, "sample_stats") if _arviz.has_groups(fit) else None
+    if stats is not None and "log_weight" in stats:
+        row = {c: float(stats["ess_is" if c == "ess" else c]) for c in _NUMBERS}
+        row["verdict"] = stats.attrs.get("verdict", "")
+    return {**row, "num_draws": posterior.sizes["chain"] * posterior.sizes["draw"]}
+
+
+def _check_model(fits: Mapping[str, Any]) -> None:
+    """Refuse draws of different models, whose ELBOs are not comparable."""
+    posteriors = {n: posterior_of(fit, n) for n, fit in fits.items() if _has_draws(fit)}
+    weighted = {
+        name: posterior[[n for n, a in posterior.items() if a.attrs.get("kind") == "latent"]]
+        for name, posterior in posteriors.items()
+    }
+    weighted = {name: latents for name, latents in weighted.items() if latents.data_vars}
+    if len(weighted) > 1:
+        common_draws(weighted)
+
+
+def _has_draws(fit: Any) -> bool:  # noqa: ANN401
+    return not hasattr(fit, "log_weights") and not hasattr(fit, "losses")
+
+
+def _errors(
+    fits: Mapping[str, Any],
+    reference: Any,  # noqa: ANN401
+    var_names: Sequence[str] | None,
+) -> dict[str, dict[str, float]]:
+    if isinstance(reference, str):
+        if reference not in fits:
+            raise ValueError(
+                f"compare_fits: expected a reference among {sorted(fits)}, got '{reference}'."
+            )
+        name, source = reference, fits[reference]
+    else:
+        name, source = "the reference", reference
+    if not _has_draws(source):
+        raise ValueError(
+            f"compare_fits: '{name}' has no draws to serve as a reference; convert it by "
+            "to_inference_data first."
+        )
+    truth = posterior_of(source, name)
+    return {
+        label: _error({name: truth, label: posterior_of(fit, label)}, var_names)
+        for label, fit in fits.items()
+        if fit is not source and _has_draws(fit)
+    }
+
+
+def _error(pair: dict[str, xr.Dataset], var_names: Sequence[str] | None) -> dict[str, float]:
+    truth, fitted = common_draws(pair, var_names).values()
+    shifts, ratios = [], []
+    for name, expected in truth.items():
+        wanted, found = flat_draws(expected), flat_draws(fitted[name])
+        spread = wanted.std(0, ddof=1)
+        # A coordinate that the reference holds fixed has no scale to measure by.
+        varies = spread > 0
+        shifts.append(
+            (np.abs(found.mean(0) - wanted.mean(0)) / np.where(varies, spread, 1))[varies]
+        )
+        ratios.append((found.std(0, ddof=1) / np.where(varies, spread, 1))[varies])
+    shift, ratio = np.concatenate(shifts), np.concatenate(ratios)
+    if not shift.size:
+        return dict.fromkeys(_ERRORS, math.nan)
+    return dict(zip(_ERRORS, (shift.max(), ratio.min(), ratio.max()), strict=True))
