@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
+import pyro
 from pyro.optim import PyroOptim
 from torch import nn
 
@@ -196,7 +197,8 @@ def fit_guide(
     with seeded(seed), _training(guide):
         stepper = _make_stepper(model, guide, args, kwargs, optimizer, learning_rate, loss)
         run = _Run(stepper, schedule, Progress(progress_bar, guide_name(guide), schedule), started)
-        run.train(guide)
+        with pyro.validation_enabled(False):  # the survey ran under it; NaN is now to be skipped
+            run.train(guide)
     fit = _collect(run, guide, loss, seed)
     if num_diagnostic_samples:
         _diagnose(fit, model, args, kwargs, num_diagnostic_samples)
@@ -269,7 +271,8 @@ def _warn_of_untrained(guide: Callable, guard: Guard) -> None:
     if not guard.num_applied or not isinstance(guide, nn.Module):
         return
     names = [n for n, p in guide.named_parameters() if p.requires_grad]
-    untrained = [n for n in names if id(guide.get_parameter(n)) not in guard.with_gradient]
+    explained = guard.with_gradient | guard.left_out
+    untrained = [n for n in names if id(guide.get_parameter(n)) not in explained]
     if untrained:
         warnings.warn(
             f"fit_guide: {len(untrained)} of {len(names)} parameters of {guide_name(guide)} receive "

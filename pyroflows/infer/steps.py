@@ -30,7 +30,22 @@ Backward = Callable[..., float]
 
 
 def loss_and_grads(loss: Any) -> Backward:  # noqa: ANN401
-    """A function (model, guide, *args, **kwargs) that goes backward and returns the loss."""
+    """A function (model, guide, *args, **kwargs) that goes backward and returns the loss.
+
+    A matrix that cannot be factorised at some draw makes the loss NaN, as other overflow does.
+    """
+    backward = _backward(loss)
+
+    def evaluate(*args: Any, **kwargs: Any) -> float:
+        try:
+            return backward(*args, **kwargs)
+        except torch.linalg.LinAlgError:
+            return math.nan
+
+    return evaluate
+
+
+def _backward(loss: Any) -> Backward:  # noqa: ANN401
     differentiable = getattr(loss, "differentiable_loss", None)
     if differentiable is None:
         if hasattr(loss, "loss_and_grads"):
@@ -67,6 +82,7 @@ class Guard:
         self.num_skipped_in_a_row = 0
         self.num_clipped = 0
         self.num_applied = 0
+        self.left_out: set[int] = set()  # parameters that the caller's optimizer does not hold
         self.with_gradient: set[int] = set()
         self._norms: deque[float] = deque(maxlen=_MEMORY)
         self._good: list[tuple[Tensor, Tensor]] = []
@@ -133,8 +149,9 @@ class TorchStepper:
         self.guard = Guard()
         self._is_given = isinstance(optimizer, Optimizer)
         self._optimizer = _make_optimizer(optimizer, learning_rate, params)
+        self.guard.left_out = {id(p) for p in params.values()} - self._held()
         self._evaluate = evaluate
-        self._rates = [group["lr"] for group in self._optimizer.param_groups]
+        self._rates = [float(group["lr"]) for group in self._optimizer.param_groups]
         self._stored = set(pyro.get_param_store().keys())
 
     @property
@@ -154,10 +171,13 @@ class TorchStepper:
         self._optimizer.zero_grad(set_to_none=True)
         self._set_rates(1.0)
 
+    def _held(self) -> set[int]:
+        return {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+
     def _set_rates(self, factor: float) -> None:
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(float(rate) * factor)
+                group["lr"].fill_(rate * factor)
             else:
                 group["lr"] = rate * factor
 
@@ -166,7 +186,7 @@ class TorchStepper:
         store = pyro.get_param_store()
         if len(store) == len(self._stored):
             return
-        known = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+        known = self._held()
         new = {n: p for n, p in store.named_parameters() if n not in self._stored}
         late = {n: p for n, p in new.items() if p.grad is not None and id(p) not in known}
         if late and not self._is_given:

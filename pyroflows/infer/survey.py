@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import Any
 import pyro
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from pyro.util import check_model_guide_match
 from torch import Tensor, nn
 
 __all__ = ["Survey", "guide_name", "module_params", "survey"]
@@ -40,7 +42,7 @@ def survey(model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]
     """
     known = set(pyro.get_param_store().keys())
     fresh = isinstance(guide, nn.Module) and not list(guide.parameters())
-    guide_trace, model_trace = _traces(model, guide, args, kwargs)
+    guide_trace, model_trace = _checked_traces(model, guide, args, kwargs)
     if not [s for s in model_trace.stochastic_nodes if not _is_subsample(model_trace, s)]:
         raise ValueError(
             "fit_guide: expected a model with latent variables, got one in which every "
@@ -58,6 +60,22 @@ def survey(model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]
             "none that require a gradient."
         )
     return Survey(_unique(params), guide_params)
+
+
+def _checked_traces(
+    model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]
+) -> tuple[poutine.Trace, poutine.Trace]:
+    """Traces under validation; a draw that happens to give NaN is no reason to end a fit."""
+    try:
+        traces = _traces(model, guide, args, kwargs)
+    except ValueError as error:
+        if not re.search(r"\bnan\b", str(error)):
+            raise
+        with pyro.validation_enabled(False):
+            traces = _traces(model, guide, args, kwargs)
+    guide_trace, model_trace = traces
+    check_model_guide_match(prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace))
+    return traces
 
 
 def _traces(
