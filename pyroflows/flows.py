@@ -10,8 +10,6 @@ import difflib
 import inspect
 from collections.abc import Callable, Sequence
 
-import torch
-
 from .bijector import Bijector, Compose
 from .bijectors import Autoregressive, Coupling, FullAffine, LocScale
 from .networks import Activation
@@ -142,17 +140,13 @@ def _check_options(name: str, recipe: Flow, options: dict[str, object]) -> None:
 
 
 @register_flow("affine")
-def affine(
-    dim: int, *, context_dim: int = 0, hidden_dims: Sequence[int] = (64, 64)
-) -> Bijector:
+def affine(dim: int, *, context_dim: int = 0, hidden_dims: Sequence[int] = (64, 64)) -> Bijector:
     """A location and a full triangular matrix: as a guide, a full-rank Gaussian."""
     return FullAffine(dim, context_dim=context_dim, hidden_dims=hidden_dims)
 
 
 @register_flow("diagonal")
-def diagonal(
-    dim: int, *, context_dim: int = 0, hidden_dims: Sequence[int] = (64, 64)
-) -> Bijector:
+def diagonal(dim: int, *, context_dim: int = 0, hidden_dims: Sequence[int] = (64, 64)) -> Bijector:
     """A location and a scale for each coordinate: as a guide, mean field."""
     return LocScale(dim, context_dim=context_dim, hidden_dims=hidden_dims)
 
@@ -258,7 +252,9 @@ def _couplings(
 ) -> list[Bijector]:
     masks = ("last_half", "first_half", "odd", "even")
     return [
-        Coupling(dim, context_dim=context_dim, mask=masks[i % 4], transformer=transformer, **network)
+        Coupling(
+            dim, context_dim=context_dim, mask=masks[i % 4], transformer=transformer, **network
+        )
         for i in range(_checked_layers(num_layers))
     ]
 
@@ -266,10 +262,13 @@ def _couplings(
 def _autoregressions(
     dim: int, context_dim: int, num_layers: int, transformer: Transformer, network: dict
 ) -> list[Bijector]:
-    orders = (range(dim), range(dim - 1, -1, -1))
     return [
         Autoregressive(
-            dim, context_dim=context_dim, order=orders[i % 2], transformer=transformer, **network
+            dim,
+            context_dim=context_dim,
+            order=range(dim - 1, -1, -1) if i % 2 else None,
+            transformer=transformer,
+            **network,
         )
         for i in range(_checked_layers(num_layers))
     ]

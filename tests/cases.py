@@ -89,7 +89,9 @@ def _low_rank(dim: int, **options: int) -> Bijector:
 
 
 def _custom_mask(dim: int, **options: object) -> Bijector:
-    return Coupling(dim, mask=torch.arange(dim, device="cpu") != dim // 2 if dim > 1 else "odd", **options)
+    return Coupling(
+        dim, mask=torch.arange(dim, device="cpu") != dim // 2 if dim > 1 else "odd", **options
+    )
 
 
 def _ordered(dim: int, **options: object) -> Bijector:

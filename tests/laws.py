@@ -228,9 +228,7 @@ def values_and_gradients_stay_finite_far_out(
         for method in (b.forward_and_log_det, b.inverse_and_log_det):
             y, log_det = method(x, c)
             inputs = [x, *(p for p in b.parameters() if p.requires_grad)]
-            gradients = torch.autograd.grad(
-                y.sum() + log_det.sum(), inputs, materialize_grads=True
-            )
+            gradients = torch.autograd.grad(y.sum() + log_det.sum(), inputs, materialize_grads=True)
             assert all(v.isfinite().all() for v in (y, log_det, *gradients))
 
 
@@ -304,10 +302,7 @@ def pushing_a_score_keeps_the_gradients(case: Case) -> None:
 def vmap_agrees(case: Case) -> None:
     b, x, c = case.bijector(), case.x(4), case.context(4)
     for method in (b.forward_and_log_det, b.inverse_and_log_det):
-        if case.context_dim:
-            mapped = torch.vmap(method)(x, c)
-        else:
-            mapped = torch.vmap(method)(x)
+        mapped = torch.vmap(method)(*((x,) if c is None else (x, c)))
         close(mapped, method(x, c))
     matrix = torch.func.jacrev(lambda v: b.forward_and_log_det(v, c)[0].sum(0))(x)
     assert matrix.isfinite().all()

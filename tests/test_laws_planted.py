@@ -162,20 +162,32 @@ BROKEN_BIJECTORS: dict[str, tuple[Callable[..., Bijector], int]] = {
 }
 BROKEN_MACHINERY = {
     "each_context_has_its_own_noise": (
-        bijector.Conditioned, "forward_shape", lambda self, shape: shape, 2,
+        bijector.Conditioned,
+        "forward_shape",
+        lambda self, shape: shape,
+        2,
     ),
     "data_are_scored_with_todays_parameters": (ONE_PASS, "_recall", _is_data, 0),
     "an_own_draw_is_scored_with_todays_parameters": (
-        memory._State, "same", lambda self, tensors: True, 0,
+        memory._State,
+        "same",
+        lambda self, tensors: True,
+        0,
     ),
     "an_own_draw_is_scored_for_free": (ONE_PASS, "_recall", _forgets, 0),
     "an_edited_draw_is_scored_afresh": (memory, "_version", lambda value: 0, 0),
     "a_score_has_gradients_even_if_the_draw_had_none": (
-        ONE_PASS, "_remember", _claims_a_graph, 0,
+        ONE_PASS,
+        "_remember",
+        _claims_a_graph,
+        0,
     ),
     "the_inverse_keeps_its_parameters": (Bijector, "inv", Transform.inv, 0),
     "second_derivatives_are_those_of_the_first": (
-        bijector, "newton_inverse", _without_corrections, 0,
+        bijector,
+        "newton_inverse",
+        _without_corrections,
+        0,
     ),
 }
 

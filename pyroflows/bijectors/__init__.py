@@ -1,9 +1,10 @@
 """Bijectors, one family per file."""
 
+from .affine import FullAffine, LocScale, LowRankAffine
 from .autoregressive import Autoregressive
 from .coupling import Coupling
 from .elementwise import Elementwise
-from .linear import FullAffine, LocScale, LowRankAffine, LULinear
+from .linear import LULinear
 from .orthogonal import Householder, Permutation
 
 __all__ = [

@@ -16,7 +16,7 @@ __all__ = ["Partials", "Transformer", "bounded", "forward_with_partials"]
 
 
 class Partials(NamedTuple):
-    r"""First derivatives of :math:`y = \tau(x; p)` and of :math:`\ell = \log \partial y/\partial x`.
+    r"""First derivatives of :math:`y = \tau(x; p)` and of its log-slope :math:`\ell`.
 
     That of :math:`y` in :math:`x` is :math:`e^\ell`.
     """

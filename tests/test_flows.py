@@ -1,0 +1,188 @@
+"""The registry, the recipes, and what they cost."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.autograd.functional import jacobian
+
+import pyroflows as pf
+from pyroflows import flows
+from pyroflows.bijectors import LocScale, LULinear, Permutation
+from pyroflows.networks import Conditioner, MaskedConditioner
+from tests.cases import BUILT_IN
+
+pytestmark = pytest.mark.usefixtures("_double")
+RICH = sorted(set(BUILT_IN) - {"affine", "diagonal"})
+
+
+@pytest.fixture
+def _registry(monkeypatch):
+    monkeypatch.setattr(flows, "_FLOWS", dict(flows._FLOWS))
+
+
+def randomized(flow: pf.Bijector) -> pf.Bijector:
+    with torch.no_grad():
+        for p in flow.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    return flow
+
+
+def test_the_recipes_of_the_package():
+    names = ["affine", "diagonal", "iaf", "maf", "nice", "nsf", "nsf_coupling", "realnvp"]
+    assert names == BUILT_IN
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_flows_start_near_the_identity(name: str):
+    flow, x = pf.build_flow(name, 5), torch.randn(100, 5)
+    y, log_det = flow.forward_and_log_det(x)
+    assert (y - x).abs().max() < 0.2
+    assert log_det.abs().max() < 0.2
+
+
+@pytest.mark.parametrize("name", sorted({*BUILT_IN} - {"diagonal", "affine"}))
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 5, 6])
+def test_every_coordinate_moves_and_depends_on_all(name: str, dim: int):
+    flow = randomized(pf.build_flow(name, dim, hidden_dims=(32, 32), activation="tanh"))
+    matrix = sum(
+        jacobian(lambda x: flow.forward_and_log_det(x)[0], torch.randn(dim)).abs() for _ in range(5)
+    )
+    assert (matrix > 0).all()
+    x = torch.randn(20, dim)
+    assert ((flow.forward_and_log_det(x)[0] - x).abs().amax(0) > 0).all()
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_construction_needs_no_seed_beyond_parameters(name: str):
+    """Permutations and masks are the same in every process: parameters alone say it all."""
+    torch.manual_seed(1)
+    first = pf.build_flow(name, 4)
+    torch.manual_seed(2)
+    second = pf.build_flow(name, 4)
+    second.load_state_dict(dict(first.named_parameters()), strict=False)
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(first(x), second(x))
+
+
+@pytest.mark.parametrize("name", RICH)
+def test_options(name: str):
+    options = {"num_layers": 2, "hidden_dims": (7,), "activation": "silu"}
+    if "nsf" in name:
+        options |= {"num_bins": 3, "bound": 2.5}
+    flow = pf.build_flow(name, 3, context_dim=2, **options)
+    networks = [m for m in flow.modules() if isinstance(m, Conditioner | MaskedConditioner)]
+    assert len([n for n in networks if isinstance(n.net.activation, torch.nn.SiLU)]) == 2
+    y, log_det = flow.forward_and_log_det(torch.randn(4, 3), torch.randn(4, 2))
+    assert y.isfinite().all()
+    assert log_det.shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("name", "sample", "score"),
+    [("realnvp", 4, 4), ("nsf_coupling", 4, 4), ("nsf", 3, 9), ("iaf", 3, 9), ("maf", 9, 3)],
+)
+def test_cost_in_network_passes(name: str, sample: int, score: int):
+    flow = pf.build_flow(name, 3)
+    passes = _count_passes(flow)
+    zeros = torch.zeros(3)
+    d = torch.distributions.TransformedDistribution(
+        torch.distributions.Independent(torch.distributions.Normal(zeros, zeros + 1), 1), [flow]
+    )
+    y = d.rsample((2,))
+    assert len(passes) == sample
+    d.log_prob(y)
+    assert len(passes) == sample  # scoring one's own draw is free
+    d.log_prob(y.clone())
+    assert len(passes) == sample + score
+
+
+@pytest.mark.parametrize(("name", "cost"), [("realnvp", 4), ("nsf", 3), ("iaf", 3), ("maf", 12)])
+def test_cost_of_draw_density_and_score_together(name: str, cost: int):
+    flow = pf.build_flow(name, 3)
+    passes = _count_passes(flow)
+    x = torch.randn(5, 3)
+    flow.forward_with_score(x, -x)
+    assert len(passes) == cost
+
+
+def _count_passes(flow: pf.Bijector) -> list[int]:
+    """Passes through networks, seen at their first activation."""
+    passes: list[int] = []
+    for m in flow.modules():
+        if isinstance(m, Conditioner | MaskedConditioner) and m.net is not None:
+            uses = len(m.net.linears) - 1
+            seen = []
+
+            def count(*_: object, seen: list = seen, uses: int = uses) -> None:
+                seen.append(1)
+                if len(seen) % uses == 0:
+                    passes.append(1)
+
+            m.net.activation.register_forward_hook(count)
+    return passes
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_bad_sizes_are_refused(name: str):
+    with pytest.raises(ValueError, match="expected dim >= 1, got 0"):
+        pf.build_flow(name, 0)
+    with pytest.raises(ValueError, match="expected context_dim >= 0, got -1"):
+        pf.build_flow(name, 2, context_dim=-1)
+    with pytest.raises(TypeError, match="expected dim to be an int, got float"):
+        pf.build_flow(name, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "message"),
+    [
+        ("nsf", {"num_layers": 0}, ValueError, "num_layers expected a positive int, got 0"),
+        ("nsf", {"num_layers": 1.5}, ValueError, "num_layers expected a positive int, got 1.5"),
+        ("nsf", {"num_bins": 1}, ValueError, "num_bins expected an int of at least 2"),
+        ("nsf", {"bound": -2.0}, ValueError, "bound expected a positive, finite number"),
+        ("realnvp", {"hidden_dims": [0]}, ValueError, "hidden_dims expected a sequence"),
+        ("maf", {"activation": "nope"}, ValueError, "activation expected one of 'relu'"),
+        ("maf", {"num_bins": 3}, TypeError, "'maf' takes no option 'num_bins': it takes num_lay"),
+    ],
+)
+def test_bad_options_are_refused(name, options, error, message):
+    with pytest.raises(error, match=message):
+        pf.build_flow(name, 2, **options)
+
+
+def test_unknown_names_get_the_closest_match():
+    with pytest.raises(ValueError, match=r"choose one of affine, .*Did you mean 'realnvp'"):
+        pf.build_flow("RealNVP2", 2)
+    with pytest.raises(ValueError, match=r"Unknown flow 'zzz': choose one of affine, .*realnvp.$"):
+        pf.build_flow("zzz", 2)
+    with pytest.raises(TypeError, match="expected a name or a recipe, got int"):
+        pf.build_flow(3, 2)
+
+
+@pytest.mark.usefixtures("_registry")
+def test_registering_a_recipe():
+    @pf.register_flow("mine")
+    def mine(dim, *, context_dim=0, num_layers=1):
+        layers = [LULinear(dim, context_dim=context_dim) for _ in range(num_layers)]
+        return pf.Compose(*layers)
+
+    assert "mine" in pf.available_flows()
+    assert len(pf.build_flow("mine", 2, num_layers=3).bijectors) == 3
+    with pytest.raises(ValueError, match=r"'mine' is already registered: .*replace=True"):
+        pf.register_flow("mine")(mine)
+    pf.register_flow("mine", replace=True)(LocScale)
+    assert isinstance(pf.build_flow("mine", 2), LocScale)
+    assert isinstance(pf.build_flow(LULinear, 2), LULinear)
+    assert pf.build_flow(partial(mine, num_layers=2), 2).dim == 2
+
+
+@pytest.mark.usefixtures("_registry")
+def test_what_is_not_a_recipe_is_refused():
+    with pytest.raises(TypeError, match="expected a recipe to call, got int"):
+        pf.register_flow("three")(3)
+    with pytest.raises(TypeError, match="write @register_flow"):
+        pf.register_flow(LocScale)
+    with pytest.raises(TypeError, match="returned Linear: a recipe returns a Bijector"):
+        pf.build_flow(lambda dim, *, context_dim: torch.nn.Linear(dim, dim), 2)
+    with pytest.raises(ValueError, match="asked for dim=3, context_dim=0 and returned dim=2"):
+        pf.build_flow(lambda dim, *, context_dim: Permutation([1, 0]), 3)
