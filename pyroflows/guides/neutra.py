@@ -7,9 +7,11 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import torch
 from pyro import poutine
 from pyro.infer.reparam.neutra import NeuTraReparam as _PyroNeuTraReparam
 from pyro.poutine.plate_messenger import block_plate
+from torch import Tensor
 from torch.distributions import biject_to
 
 __all__ = ["NeuTraReparam"]
@@ -76,3 +78,17 @@ class NeuTraReparam(_PyroNeuTraReparam):
         self.x_unconstrained = {
             site["name"]: (site, raw) for site, raw in self.guide._unpack_latent(latent)
         }
+
+    def transform_sample(self, latent: Tensor) -> dict[str, Tensor]:
+        """Return the sites of draws of the shared latent, plates to the right of the batch.
+
+        Args:
+            latent: Draws of the shared latent, shape ``(*batch, D)``.
+
+        Returns:
+            Values by name, shape ``(*batch, *site shape)`` each.
+        """
+        if not hasattr(self.guide, "unpack"):
+            return super().transform_sample(latent)
+        with torch.no_grad():
+            return self.guide.unpack(self.guide.get_transform()(latent))
