@@ -5,8 +5,8 @@ from pathlib import Path
 
 from sphinx.util.docutils import SphinxDirective
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
 
 from flow_table import flow_table
 

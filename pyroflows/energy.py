@@ -140,7 +140,8 @@ def energy_model(
             coordinate.
         batched: ``True`` or ``False`` say which kind ``log_density`` is; ``"auto"`` finds out.
         name: The name of the latent site.
-        dtype, device: Of the starting points; torch's defaults if not given.
+        dtype: Of the starting points; torch's default if not given.
+        device: Of the starting points; torch's default if not given.
 
     Returns:
         A model without arguments, picklable if ``log_density`` is.

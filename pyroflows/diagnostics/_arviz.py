@@ -35,7 +35,7 @@ def major() -> int:
     return int(importlib.metadata.version("arviz").split(".")[0])
 
 
-def build(groups: dict[str, xr.Dataset], attrs: dict[str, Any]) -> Any:  # noqa: ANN401
+def build(groups: dict[str, xr.Dataset], attrs: dict[str, Any]) -> Any:
     """Put groups together: an ``InferenceData`` under ArviZ 0.x, a ``DataTree`` under 1.x."""
     require()
     if major() == 0:
@@ -52,7 +52,7 @@ def has_groups(data: object) -> bool:
     return hasattr(data, "to_netcdf") and (hasattr(data, "children") or hasattr(data, "_groups"))
 
 
-def get_group(data: Any, name: str) -> xr.Dataset | None:  # noqa: ANN401
+def get_group(data: Any, name: str) -> xr.Dataset | None:
     """Return one group as a dataset, or None where there is none."""
     if hasattr(data, "children"):
         return data.children[name].to_dataset() if name in data.children else None

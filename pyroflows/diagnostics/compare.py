@@ -23,7 +23,7 @@ _ERRORS = ("max_mean_error", "min_sd_ratio", "max_sd_ratio")
 
 def compare_fits(
     fits: Mapping[str, Any],
-    reference: Any = None,  # noqa: ANN401
+    reference: Any = None,
     *,
     var_names: Sequence[str] | None = None,
 ) -> pd.DataFrame:
@@ -78,7 +78,7 @@ def compare_fits(
     return table.sort_values("elbo", ascending=False, na_position="last", kind="stable")
 
 
-def _row(fit: Any, name: str) -> dict[str, Any]:  # noqa: ANN401
+def _row(fit: Any, name: str) -> dict[str, Any]:
     report = getattr(fit, "diagnostics", fit)
     if hasattr(report, "pareto_k") and hasattr(report, "log_weights"):
         row = {column: getattr(report, column) for column in _NUMBERS}
@@ -106,13 +106,13 @@ def _check_model(fits: Mapping[str, Any]) -> None:
         common_draws(weighted)
 
 
-def _has_draws(fit: Any) -> bool:  # noqa: ANN401
+def _has_draws(fit: Any) -> bool:
     return not hasattr(fit, "log_weights") and not hasattr(fit, "losses")
 
 
 def _errors(
     fits: Mapping[str, Any],
-    reference: Any,  # noqa: ANN401
+    reference: Any,
     var_names: Sequence[str] | None,
 ) -> dict[str, dict[str, float]]:
     if isinstance(reference, str):

@@ -39,11 +39,11 @@ def to_inference_data(
     model_args: tuple = (),
     model_kwargs: dict[str, Any] | None = None,
     num_samples: int = 4000,
-    fit: Any = None,  # noqa: ANN401
+    fit: Any = None,
     seed: int | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Sequence] | None = None,
-) -> Any:  # noqa: ANN401
+) -> Any:
     """Convert draws of a guide to what the installed ArviZ works with.
 
     Groups:
@@ -204,7 +204,7 @@ def _sample_stats(draws: GuideDraws, report: ImportanceDiagnostics) -> xr.Datase
     return dataset
 
 
-def _fit_stats(fit: Any) -> xr.Dataset:  # noqa: ANN401
+def _fit_stats(fit: Any) -> xr.Dataset:
     losses = np.asarray(fit.losses, dtype=float)
     variables = {"elbo": (("step",), -losses)}
     rates = getattr(fit, "learning_rates", None)
@@ -217,7 +217,7 @@ def _fit_stats(fit: Any) -> xr.Dataset:  # noqa: ANN401
     return dataset
 
 
-def _attributes(guide: Any, model: Any) -> dict[str, str]:  # noqa: ANN401
+def _attributes(guide: Any, model: Any) -> dict[str, str]:
     from .. import __version__
 
     return {

@@ -84,7 +84,7 @@ def plot_posteriors(
     return draw[kind](_coordinates(chosen, limit), max_draws)
 
 
-def plot_fit(fit: Any) -> Figure:  # noqa: ANN401
+def plot_fit(fit: Any) -> Figure:
     """Draw the course of a fit: the ELBO by step, smoothed, with log Z beside it.
 
     Args:

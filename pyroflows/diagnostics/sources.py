@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["common_draws", "flat_draws", "posterior_of"]
 
 
-def posterior_of(source: Any, name: str) -> xr.Dataset:  # noqa: ANN401
+def posterior_of(source: Any, name: str) -> xr.Dataset:
     """Return a posterior with dims (chain, draw, ...).
 
     Args:

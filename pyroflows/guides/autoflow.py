@@ -310,7 +310,9 @@ class AutoFlow(AutoContinuous):
 
         Args:
             quantiles: Probabilities in [0, 1], of shape ``(Q)``.
+            args: Positional arguments of the model; needed only before the first call.
             num_samples: Number of draws.
+            kwargs: Keyword arguments of the model.
 
         Returns:
             Quantiles by site name, shape ``(Q, *site shape)``.

@@ -163,7 +163,7 @@ def _set(affine: Bijector, start: Start, like: Tensor) -> None:
 
 
 def _conditional_scale(start: Start) -> Tensor:
-    """Scales of the closest diagonal Gaussian in reverse KL: those of each coordinate given the rest."""
+    """Scales of the closest diagonal Gaussian in reverse KL: each coordinate's, given the rest."""
     if start.scale_tril is None:
         return start.scale
     return torch.cholesky_inverse(start.scale_tril).diagonal().rsqrt()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -44,7 +44,7 @@ class FlowDistribution(TorchDistribution):
         batch_shape: Shape of independent copies.
     """
 
-    arg_constraints = {}
+    arg_constraints: ClassVar[dict] = {}
     support = constraints.real_vector
     has_rsample = True
 

@@ -104,8 +104,8 @@ def _read_site(name: str, site: dict, owner: str) -> Site:
             raise ValueError(
                 f"{owner} cannot hold site {name!r}: plate {frame.name!r} is subsampled to "
                 f"{frame.size} of {frame.full_size}, so every mini-batch's latents would share "
-                "the same parameters. Run the plate in full, or keep local latents out of the "
-                "subsampled plate (marginalise them, or use a guide that is a function of the data)."
+                "the same parameters. Run the plate in full, or keep local latents out of it "
+                "(marginalise them, or use a guide that is a function of the data)."
             )
     base = fn
     while hasattr(base, "base_dist") and not isinstance(base, dist.TransformedDistribution):

@@ -34,7 +34,7 @@ def check_numbers(
         raise ValueError(f"fit_guide: expected tolerance >= 0, got {tolerance}.")
 
 
-def check_optimizer(optimizer: Any, learning_rate: float | None) -> None:  # noqa: ANN401
+def check_optimizer(optimizer: Any, learning_rate: float | None) -> None:
     """Raise TypeError for what is no optimizer, ValueError for one with two learning rates."""
     is_made = isinstance(optimizer, PyroOptim | torch.optim.Optimizer)
     if is_made and learning_rate is not None:
@@ -50,7 +50,7 @@ def check_optimizer(optimizer: Any, learning_rate: float | None) -> None:  # noq
         )
 
 
-def make_loss(loss: Any, num_particles: int) -> Any:  # noqa: ANN401
+def make_loss(loss: Any, num_particles: int) -> Any:
     """The loss that was asked for, and an instance where a class was given."""
     if loss is None or isinstance(loss, type):
         return (loss or PathELBO)(num_particles=num_particles, vectorize_particles=True)
@@ -90,7 +90,7 @@ def check_data(guide: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
                 )
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
+def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield value

@@ -93,7 +93,8 @@ class GuideFit:
         elbo, error = self._smoothed()
         lines = [
             f"{guide_name(self.guide)}: the fit {_REASONS[self.stop_reason]} after "
-            f"{self.num_steps} steps in {self.seconds:.1f} s ({1e3 * self.seconds_per_step:.3g} ms a step).",
+            f"{self.num_steps} steps in {self.seconds:.1f} s "
+            f"({1e3 * self.seconds_per_step:.3g} ms a step).",
             f"Training ELBO {elbo:.6g} ± {error:.2g} over the last {self._num_smoothed()} steps "
             f"of {self.num_particles} draws{'' if self.vectorized else self._sequential()}.",
         ]
@@ -129,8 +130,8 @@ def fit_guide(
     time_budget: float | None = None,
     num_particles: int = 256,
     learning_rate: float | None = None,
-    optimizer: Any = None,  # noqa: ANN401
-    loss: Any = None,  # noqa: ANN401
+    optimizer: Any = None,
+    loss: Any = None,
     tolerance: float = 0.005,
     seed: int | None = None,
     progress_bar: bool = True,
@@ -275,9 +276,9 @@ def _warn_of_untrained(guide: Callable, guard: Guard) -> None:
     untrained = [n for n in names if id(guide.get_parameter(n)) not in explained]
     if untrained:
         warnings.warn(
-            f"fit_guide: {len(untrained)} of {len(names)} parameters of {guide_name(guide)} receive "
-            f"no gradient and stay as they are: {untrained[:5]}. They may not be used by the guide, "
-            "or be detached on the way.",
+            f"fit_guide: {len(untrained)} of {len(names)} parameters of {guide_name(guide)} "
+            f"receive no gradient and stay as they are: {untrained[:5]}. They may not be used by "
+            "the guide, or be detached on the way.",
             stacklevel=6,
         )
 
@@ -287,9 +288,9 @@ def _make_stepper(
     guide: Callable,
     args: tuple,
     kwargs: dict[str, Any],
-    optimizer: Any,  # noqa: ANN401
+    optimizer: Any,
     learning_rate: float | None,
-    loss: Any,  # noqa: ANN401
+    loss: Any,
 ) -> Stepper:
     check_data(guide, args, kwargs)
     found = survey(model, guide, args, kwargs)
@@ -317,7 +318,7 @@ def _training(guide: Callable) -> Iterator[None]:
             module.training = modes.get(module, module.training)
 
 
-def _collect(run: _Run, guide: Callable, loss: Any, seed: int | None) -> GuideFit:  # noqa: ANN401
+def _collect(run: _Run, guide: Callable, loss: Any, seed: int | None) -> GuideFit:
     guard = run.stepper.guard
     return GuideFit(
         guide=guide,

@@ -29,7 +29,7 @@ _STEPS_BETWEEN_SNAPSHOTS = 25
 Backward = Callable[..., float]
 
 
-def loss_and_grads(loss: Any) -> Backward:  # noqa: ANN401
+def loss_and_grads(loss: Any) -> Backward:
     """A function (model, guide, *args, **kwargs) that goes backward and returns the loss.
 
     A matrix that cannot be factorised at some draw makes the loss NaN, as other overflow does.
@@ -45,7 +45,7 @@ def loss_and_grads(loss: Any) -> Backward:  # noqa: ANN401
     return evaluate
 
 
-def _backward(loss: Any) -> Backward:  # noqa: ANN401
+def _backward(loss: Any) -> Backward:
     differentiable = getattr(loss, "differentiable_loss", None)
     if differentiable is None:
         if hasattr(loss, "loss_and_grads"):
@@ -65,7 +65,7 @@ def _backward(loss: Any) -> Backward:  # noqa: ANN401
     return backward
 
 
-def _as_float(value: Any) -> float:  # noqa: ANN401
+def _as_float(value: Any) -> float:
     return float(sum(value) if isinstance(value, tuple) else value)
 
 
@@ -141,7 +141,7 @@ class TorchStepper:
 
     def __init__(
         self,
-        optimizer: Any,  # noqa: ANN401
+        optimizer: Any,
         learning_rate: float | None,
         params: dict[str, Tensor],
         evaluate: Callable[[], float],
@@ -255,7 +255,7 @@ class _GuardedOptim(PyroOptim):
 
 
 def _make_optimizer(
-    optimizer: Any,  # noqa: ANN401
+    optimizer: Any,
     learning_rate: float | None,
     params: dict[str, Tensor],
 ) -> Optimizer:

@@ -56,8 +56,8 @@ def survey(model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]
     guide_params = _unique(guide_params)
     if not guide_params:
         raise ValueError(
-            f"fit_guide: expected a guide with parameters to train, got {guide_name(guide)}, which has "
-            "none that require a gradient."
+            f"fit_guide: expected a guide with parameters to train, got {guide_name(guide)}, which "
+            "has none that require a gradient."
         )
     return Survey(_unique(params), guide_params)
 
@@ -140,9 +140,9 @@ def _warn_of_inherited(guide: nn.Module, names: set[str]) -> None:
     inherited = {n for n in names if "$$$" not in n}
     if inherited:
         warnings.warn(
-            f"fit_guide: {guide_name(guide)} starts from, and shares, {len(inherited)} parameters that "
-            f"Pyro's param store already held, such as {min(inherited)!r}. If they are another "
-            "guide's, call pyro.clear_param_store() before making this one.",
+            f"fit_guide: {guide_name(guide)} starts from, and shares, {len(inherited)} "
+            f"parameters that Pyro's param store already held, such as {min(inherited)!r}. If they "
+            "are another guide's, call pyro.clear_param_store() before making this one.",
             stacklevel=4,
         )
 
