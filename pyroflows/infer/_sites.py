@@ -51,6 +51,8 @@ class GuideDraws:
         log_p: log joint density of model and data, scaled and masked, float64 ``(S,)``, or None
             where it is no density of these draws: see ``missing`` and ``subsampled``.
         log_q: log density of the guide, float64 ``(S,)``, or None likewise.
+        probe: log weights of other draws, with widened noise, that estimate the same log Z,
+            float64; or None where the guide is not made of normal noise.
         rounding: relative rounding error of the log densities.
         num_outside: draws outside the support of the model.
         point_masses: latents that the guide gives one and the same value.
@@ -66,6 +68,7 @@ class GuideDraws:
     predictive: dict[str, Tensor]
     log_p: Tensor | None
     log_q: Tensor | None
+    probe: Tensor | None
     rounding: float
     num_outside: int
     point_masses: tuple[str, ...]

@@ -29,6 +29,7 @@ from ._log_prob import (
     num_outside_support,
     per_draw,
 )
+from ._probe import Widened, noise_size
 from ._sites import GuideDraws, Site, describe, samples, subsampled_plates
 
 __all__ = ["GuideDraws", "Site", "draw_from_guide", "seeded"]
@@ -98,7 +99,8 @@ def draw_from_guide(
     keep = _Keep(everything and run.complete and not run.marginalized, predictive)
     with torch.no_grad(), pyro.validation_enabled(False):
         parts, vectorized = run.all(num_samples, batch_size, keep)
-    return run.collect(parts, vectorized)
+        probe = run.probe(num_samples, batch_size, vectorized)
+    return run.collect(parts, vectorized, probe)
 
 
 @dataclass(frozen=True)
@@ -232,8 +234,7 @@ class _Run:
     def all(self, num_samples: int, batch_size: int | None, keep: _Keep) -> tuple[list, bool]:
         """Pass num_samples draws through, together when that is sound."""
         batch_size = batch_size or self._batch_size(num_samples)
-        sizes = [batch_size] * (num_samples // batch_size)
-        sizes += [num_samples % batch_size] if num_samples % batch_size else []
+        sizes = _batches(num_samples, batch_size)
         try:
             parts = [self._part(sizes[0], keep, check=True)]
             parts += [self._part(size, keep) for size in sizes[1:]]
@@ -274,6 +275,32 @@ class _Run:
             unconditioned = self._replayed(_NewData()(self.model), guide_trace, num)
             part.predictive = self._values(unconditioned, num, ("observed",))
         return part
+
+    def probe(self, num_samples: int, batch_size: int | None, vectorized: bool) -> Tensor | None:
+        """Weigh draws with widened noise; None where the guide's noise is not known."""
+        sizes = {n: noise_size(node["fn"]) for n, node in samples(self.guide_trace)}
+        sizes = {name: size for name, size in sizes.items() if size}
+        if not self.complete or not sizes:
+            return None
+        if not vectorized:
+            count = max(num_samples // 4, 1)
+            return torch.cat([self._probe_part(None, sizes) for _ in range(count)])
+        batches = _batches(num_samples, batch_size or self._batch_size(num_samples))
+        return torch.cat([self._probe_part(num, sizes) for num in batches])
+
+    def _probe_part(self, num: int | None, sizes: dict[str, int]) -> Tensor:
+        widened = Widened(sizes, num)
+        # Outermost, where the particle plate has expanded the site already.
+        with widened, self._particles(num):
+            guide_trace = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
+        guide_trace = prune_subsample_sites(guide_trace)
+        model_trace = self._replayed(self.model, guide_trace, num)
+        single_q, single_p = self.single
+        log_q = log_densities(guide_trace, num, single_q).total
+        log_p = log_densities(model_trace, num, single_p, marginal=bool(self.marginalized)).total
+        log_weights = log_p - log_q - widened.log_ratio()
+        outside = num_outside_support(model_trace, self.latents, num)
+        return log_weights.masked_fill(outside | ~log_weights.isfinite(), -math.inf)
 
     def _latents_only(self, num: int | None) -> _Part:
         with self._particles(num):
@@ -331,7 +358,7 @@ class _Run:
             picked.add_node(name, **{**node, "value": value, "infer": dict(node["infer"])})
         return picked
 
-    def collect(self, parts: list[_Part], vectorized: bool) -> GuideDraws:
+    def collect(self, parts: list[_Part], vectorized: bool, probe: Tensor | None) -> GuideDraws:
         """Join the parts."""
 
         def join(attribute: str) -> dict[str, Tensor]:
@@ -346,6 +373,7 @@ class _Run:
             predictive=join("predictive"),
             log_p=torch.cat([p.log_p for p in parts]) if self.complete else None,
             log_q=torch.cat([p.log_q for p in parts]) if self.complete else None,
+            probe=probe,
             rounding=self.rounding,
             num_outside=sum(part.num_outside for part in parts),
             point_masses=tuple(n for n in self.latents if self._is_constant(n, values)),
@@ -360,6 +388,11 @@ class _Run:
             return False
         value = values[name]
         return len(value) > 1 and value[0].numel() > 0 and bool((value == value[0]).all())
+
+
+def _batches(num_samples: int, batch_size: int) -> list[int]:
+    rest = num_samples % batch_size
+    return [batch_size] * (num_samples // batch_size) + ([rest] if rest else [])
 
 
 def _agree(alone: Tensor, together: Tensor, tolerance: float) -> bool:

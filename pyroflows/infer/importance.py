@@ -29,6 +29,8 @@ _MIN_EFFECTIVE_DRAWS = 100
 # A Gaussian guide this many times too narrow has a true shape of 0.67. The estimated shape of a few
 # in a hundred guides of an improper posterior falls below 0.7 by chance; none is below this bar.
 _TOO_NARROW = 1.75
+# Share of log Z that widened draws may find beyond the guide's reach; the rest is noise.
+_MAX_MISSED = 0.05
 _FAR = 1e15
 _MAX_ROUNDING = 1e-3
 _CHECKED_NUMBERS = 2**26
@@ -64,6 +66,8 @@ class ImportanceDiagnostics:
         mean_shift: largest distance, over latent coordinates, between the means of raw and of
             weighted draws, in standard deviations of their normal scores.
         sd_ratio: smallest and largest ratio of weighted to raw standard deviation of these scores.
+        missed: share of Z found by draws with widened noise where the guide's own do not go;
+            NaN where the guide is not made of normal noise.
         vectorized: whether the draws went through the model together.
     """
 
@@ -81,6 +85,7 @@ class ImportanceDiagnostics:
     num_nonfinite: int = 0
     mean_shift: float = 0.0
     sd_ratio: tuple[float, float] = (1.0, 1.0)
+    missed: float = math.nan
     vectorized: bool = True
 
     def __str__(self) -> str:
@@ -117,8 +122,9 @@ def importance_diagnostics(
     and the shape of the weights' tail tells whether either is to be believed. The verdict is
 
     - "do not trust" where the shape exceeds ``good_k``, fewer than 100 draws are effective,
-      weighting widens a latent coordinate more than 1.75-fold, a log density is not a number,
-      draws ran off beyond 1e15, or a latent is a point in the guide;
+      weighting widens a latent coordinate more than 1.75-fold, draws with widened noise find more
+      than 5 % of the posterior beyond the guide's own, a log density is not a number, draws ran off
+      beyond 1e15, or a latent is a point in the guide;
     - "usable" where the shape is at most 0.5, half of the draws are effective, the ELBO is within
       half a nat of log Z, and weighting moves no latent coordinate's mean by more than a tenth
       of a standard deviation nor its standard deviation by more than a tenth;
@@ -126,7 +132,9 @@ def importance_diagnostics(
 
     Any guide whose sites have densities will do. Discrete latents that the guide leaves to
     parallel enumeration are summed out. Draws go through the model together where that is found
-    sound, without gradients. Weights cannot tell of a mode that the guide never visits.
+    sound, without gradients. As many draws again, of a guide made of normal noise (``AutoFlow``,
+    Pyro's normal guides), have their noise widened twofold or fourfold in one coordinate: they tell
+    of a tail that falls off too early, as the guide's own cannot. No draws tell of a far mode.
 
     Args:
         model: a Pyro model, conditioned on its data.
@@ -195,6 +203,7 @@ def diagnose(draws: GuideDraws) -> ImportanceDiagnostics:
         "good_k": good_pareto_k(size),
         "num_samples": size,
         "num_nonfinite": num_nonfinite,
+        "missed": _missed(draws, log_z),
     }
     verdict, reasons = _judge(draws, numbers, moved)
     return ImportanceDiagnostics(
@@ -229,6 +238,13 @@ def _log_weights(draws: GuideDraws) -> tuple[Tensor, int]:
     log_weights = draws.log_p - draws.log_q
     bad = log_weights.isnan() | (log_weights == math.inf) | ~draws.log_q.isfinite()
     return log_weights.masked_fill(bad, -math.inf), int(bad.sum())
+
+
+def _missed(draws: GuideDraws, log_z: float) -> float:
+    if draws.probe is None or log_z == -math.inf:
+        return math.nan
+    wider = float(draws.probe.logsumexp(0)) - math.log(len(draws.probe))
+    return max(-math.expm1(log_z - wider), 0.0) if wider > -math.inf else 0.0
 
 
 def rounding_tolerance(draws: GuideDraws) -> float:
@@ -340,6 +356,12 @@ def _reasons_against(draws: GuideDraws, numbers: dict[str, float], moved: _Moved
         reasons.append(
             f"weighting widens '{moved.largest_at}' {moved.largest:.1f}-fold (bar {_TOO_NARROW}): "
             "the guide misses its tails, or its posterior is improper"
+        )
+    # Widened draws weigh at most twice as much as the guide's own at the same point.
+    if numbers["missed"] > _MAX_MISSED + 4 * numbers["log_z_se"]:
+        reasons.append(
+            f"draws wider than the guide's find {numbers['missed']:.0%} of the posterior where its "
+            f"own never go (bar {_MAX_MISSED:.0%}), so log Z and k-hat say too much for it"
         )
     effective = numbers["ess"] * size
     if effective < _MIN_EFFECTIVE_DRAWS:
