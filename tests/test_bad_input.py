@@ -124,7 +124,7 @@ def test_an_energy_without_dim_or_support_is_refused():
     ids=["per coordinate", "kept dimension", "a constant shape"],
 )
 def test_a_log_density_of_the_wrong_shape_is_refused(log_density):
-    with pytest.raises(ValueError, match=r"(?s)shape.*got"):
+    with pytest.raises(ValueError, match=r"returned shape \(.*where \(3,\) was due"):
         fit_energy(log_density)
 
 
@@ -173,6 +173,7 @@ def test_a_discrete_latent_is_refused_by_name():
         pf.AutoFlow(mixture, "affine", model_args=())
 
 
+@pytest.mark.filterwarnings("ignore:Found vars in model")
 def test_a_structure_that_changes_is_refused():
     def changing(wide: bool):
         pyro.sample("a", dist.Normal(0.0, 1.0))
@@ -199,7 +200,7 @@ def test_an_angle_is_not_treated_as_a_real_number():
     def angular():
         pyro.sample("angle", dist.VonMises(0.0, 2.0))
 
-    with pytest.raises((ValueError, NotImplementedError), match=r"(?s)angle.*(circular|angular)"):
+    with pytest.raises((ValueError, NotImplementedError), match=r"(?s)angle.*real number"):
         pf.AutoFlow(angular, "affine", model_args=())
 
 
@@ -235,7 +236,7 @@ def test_fewer_than_one_step_is_refused():
         pf.fit_guide(model, guide, num_steps=-1, progress_bar=False)
 
 
-@pytest.mark.parametrize("num_samples", [0, 1])
+@pytest.mark.parametrize("num_samples", [0, -1])
 def test_too_few_draws_for_a_verdict_are_refused(num_samples: int):
     guide = pf.AutoFlow(model, "affine", model_args=())
     with pytest.raises(ValueError, match=rf"num_samples.*{num_samples}"):

@@ -97,7 +97,7 @@ def test_two_guides_in_one_process_both_train(flow: str):
         before = parameters(guide)
         steps(guide)
         assert unmoved(guide, before) == 0
-    later = pf.AutoFlow(model, flow, init="point")
+    later = pf.AutoFlow(model, flow, init="point", init_scale=1.0)
     losses = steps(later, 200, Trace_ELBO(num_particles=8, vectorize_particles=True), lr=0.05)
     assert sum(losses[-20:]) / 20 < losses[0] - 1
     assert (later.median()["mu"] - torch.tensor([-3.0, 2.0])).abs().max() < 0.6
@@ -183,14 +183,14 @@ def test_neutra_in_nuts_agrees_with_nuts():
     neutra = pf.NeuTraReparam(guide)
 
     def draws(of) -> dict[str, Tensor]:
-        mcmc = MCMC(NUTS(of, max_tree_depth=4), 150, warmup_steps=50, disable_progbar=True)
+        mcmc = MCMC(NUTS(of, max_tree_depth=3), 100, warmup_steps=40, disable_progbar=True)
         mcmc.run()
         return mcmc.get_samples()
 
     (latent,) = draws(neutra.reparam(plated)).values()
     flow = neutra.transform_sample(latent)["scale"].log().mean()
     plain = draws(plated)["scale"].log().mean()
-    assert abs(flow - plain) < 0.15
+    assert abs(flow - plain) < 0.2
 
 
 # Storing and loading -------------------------------------------------------------------------
@@ -435,6 +435,7 @@ def batch_safe():
     pyro.factor("tilt", -0.5 * ((z - 1.0) ** 2).sum(-1))
 
 
+@pytest.mark.filterwarnings("ignore:The model does not broadcast")
 def test_pyros_vectorized_loss_is_silently_wrong():
     guide = pf.AutoFlow(silent, "affine", model_args=())
     one = Trace_ELBO(num_particles=64).loss(silent, guide)
@@ -445,12 +446,10 @@ def test_pyros_vectorized_loss_is_silently_wrong():
 @pytest.mark.parametrize("of", [silent, loud, branching], ids=lambda f: f.__name__)
 def test_a_model_that_does_not_broadcast_is_found_out(of):
     """Pyro: vectorised particles give wrong numbers without a word."""
-    guide = pf.AutoFlow(of, "affine", model_args=())
+    guide = pf.AutoFlow(of, "affine", init="point", model_args=())
     elbo = pf.PathELBO(num_particles=64)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with pytest.warns(UserWarning, match="does not broadcast"):
         loss = elbo.loss(of, guide)
-    assert any("vectori" in str(w.message) for w in caught)
     assert elbo.vectorized is False
     losses = torch.tensor([Trace_ELBO().loss(of, guide) for _ in range(64)])
     assert abs(loss - losses.mean()) < 6 * losses.std() / 8 + 0.02
@@ -465,11 +464,12 @@ def test_a_model_that_broadcasts_is_vectorized_without_a_word():
     assert elbo.vectorized is True
 
 
-@pytest.mark.filterwarnings("ignore:.*vectori.*")
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("of", [silent, loud], ids=lambda f: f.__name__)
 def test_a_fit_of_a_model_that_does_not_broadcast_is_right(of):
     guide = pf.AutoFlow(of, "affine")
-    fit = pf.fit_guide(of, guide, num_steps=20, num_particles=8, progress_bar=False, seed=0)
+    small = {"num_steps": 5, "num_particles": 4, "num_diagnostic_samples": 1000}
+    fit = pf.fit_guide(of, guide, **small, progress_bar=False, seed=0)
     assert fit.vectorized is False
     assert fit.diagnostics.pareto_k < 0.5  # both posteriors are Gaussian
     if of is silent:  # N(z; 0, 1) N(z; 1, 1) (2 pi)^{1/2} in each of two coordinates
