@@ -27,7 +27,7 @@ LOG_Z = dist.Normal(0.0, 2**0.5).log_prob(Y).sum().item()
 quick = partial(
     fit_guide,
     progress_bar=False,
-    num_particles=64,
+    num_particles=32,
     seed=0,
     num_diagnostic_samples=0,
     loss=Trace_ELBO,
@@ -172,7 +172,7 @@ def test_mini_batches_train():
 
     guide = AutoNormal(model)
     with pytest.warns(UserWarning, match="no diagnostics: ValueError.*subsampl"):
-        fit = diagnosed(model, guide, model_args=(data,), num_steps=400, learning_rate=0.05)
+        fit = diagnosed(model, guide, model_args=(data,), num_steps=200, learning_rate=0.1)
     assert abs(mean_of(guide, data) - data.mean()) < 0.1
     assert fit.diagnostics is None
     assert "no diagnostics" in str(fit)
@@ -500,7 +500,7 @@ def test_the_report_is_for_a_person_and_ends_with_the_verdict():
     lines = str(fit).splitlines()
     assert lines[0].startswith("AutoNormal: the fit took all its steps after 150 steps in ")
     assert lines[1].startswith("Training ELBO -7.")
-    assert "over the last 15 steps of 64 draws." in lines[1]
+    assert "over the last 15 steps of 32 draws." in lines[1]
     assert str(fit).endswith(str(fit.diagnostics))
     assert "diagnostics" not in repr(fit)
 

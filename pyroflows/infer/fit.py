@@ -360,5 +360,6 @@ def _diagnose(
     except KeyboardInterrupt:
         fit.note = "no diagnostics, because they were interrupted."
     except Exception as error:  # any failure, told in full: it must not take the fit with it
-        fit.note = f"no diagnostics: {type(error).__name__}: {error}"
+        first_line = str(error).partition("\n")[0]  # Pyro adds the shapes of every site
+        fit.note = f"no diagnostics: {type(error).__name__}: {first_line}"
         warnings.warn(f"fit_guide: {fit.note}", stacklevel=3)
