@@ -89,6 +89,7 @@ def test_memory_dies_with_vmap():
     assert_close(torch.vmap(lambda v: d.log_prob(v))(x), d.log_prob(x))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_jit_trace():
     def step_model():
         pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))

@@ -75,7 +75,7 @@ def forward_with_partials(
 
 class _WithPartials(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, transformer: Transformer, x: Tensor, params: Tensor) -> tuple:  # noqa: ANN401
+    def forward(ctx: Any, transformer: Transformer, x: Tensor, params: Tensor) -> tuple:
         y, log_slope, partials = transformer.partials(x, params)
         ctx.save_for_backward(log_slope, *partials)
         ctx.mark_non_differentiable(*partials)
@@ -84,7 +84,7 @@ class _WithPartials(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_y: Tensor | None, grad_log: Tensor | None, *_: None) -> tuple:  # noqa: ANN401
+    def backward(ctx: Any, grad_y: Tensor | None, grad_log: Tensor | None, *_: None) -> tuple:
         log_slope, y_params, log_slope_x, log_slope_params = ctx.saved_tensors
         grad_x = grad_params = None
         if grad_y is not None:

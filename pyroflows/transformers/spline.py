@@ -10,20 +10,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Partials, Transformer, bounded, bounded_slope
+from .base import Partials, Transformer
 
 __all__ = ["RationalQuadraticSpline"]
 
 
 class _Bin(NamedTuple):
-    """The bin that holds each value, in a box of unit size, and the tables it was read from."""
+    """The bin that holds each value, in a box of unit size, and what it was read from."""
 
     index: Tensor  # (*)
-    left: Tensor  # (*, 2), on x and on y
-    size: Tensor  # (*, 2)
-    slopes: Tensor  # (*, 2), at the left and the right end
-    shares: Tensor  # (*, 2, K), the sizes of all bins
-    ends: Tensor  # (*, K + 1), the slopes at all knots
+    left: Tensor  # (2, *), on x and on y
+    size: Tensor  # (2, *)
+    slopes: Tensor  # (2, *), at the left and the right end
+    weights: Tensor  # (2, *, K), the sizes of all bins up to a factor
+    total: Tensor  # (2, *), that factor
+    weights_soft: Tensor  # (2, *, K), the divisors that bound the raws of the sizes
+    slopes_soft: Tensor  # (2, *), those of the two slopes
 
 
 class _Piece(NamedTuple):
@@ -38,6 +40,11 @@ class _Piece(NamedTuple):
     top: Tensor  # of the value
     bottom: Tensor  # of both, at least s / 2 as z is in [0, 1]
     top_slope: Tensor  # of the slope
+
+    @classmethod
+    def of(cls, value: Tensor, found: _Bin) -> _Piece:
+        (w, h), (d0, d1) = found.size, found.slopes
+        return cls.at(((value - found.left[0]) / w).clamp(0, 1), h / w, d0, d1)
 
     @classmethod
     def at(cls, z: Tensor, s: Tensor, d0: Tensor, d1: Tensor) -> _Piece:
@@ -98,16 +105,14 @@ class RationalQuadraticSpline(Transformer):
     def forward_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         value, inside = self._to_box(x)
         found = self._find(value, params, axis=0)
-        (x0, y0), (w, h) = found.left.unbind(-1), found.size.unbind(-1)
-        piece = _Piece.at(((value - x0) / w).clamp(0, 1), h / w, *found.slopes.unbind(-1))
-        y = self._from_box(y0 + h * piece.top / piece.bottom)
+        piece = _Piece.of(value, found)
+        y = self._from_box(found.left[1] + found.size[1] * piece.top / piece.bottom)
         return torch.where(inside, y, x), torch.where(inside, piece.slope().log(), 0)
 
     def inverse_and_log_det(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         value, inside = self._to_box(y)
         found = self._find(value, params, axis=1)
-        (x0, y0), (w, h) = found.left.unbind(-1), found.size.unbind(-1)
-        d0, d1 = found.slopes.unbind(-1)
+        (x0, y0), (w, h), (d0, d1) = found.left, found.size, found.slopes
         s = h / w
         # The root in [0, 1] of a z^2 + b z + c (eqs. 26-29), all divided by h.
         t = (value - y0) / h
@@ -123,16 +128,13 @@ class RationalQuadraticSpline(Transformer):
         with torch.no_grad():
             value, inside = self._to_box(x)
             found = self._find(value, params, axis=0)
-            (x0, y0), (w, h) = found.left.unbind(-1), found.size.unbind(-1)
-            piece = _Piece.at(((value - x0) / w).clamp(0, 1), h / w, *found.slopes.unbind(-1))
+            piece = _Piece.of(value, found)
             slope = piece.slope()
-            y = self._from_box(y0 + h * piece.top / piece.bottom)
-            by_bin, log_slope_x = _bin_partials(piece, slope, w, h, 2 * self.bound)
-            by_bin = by_bin.masked_fill_(~inside[..., None], 0)
-            y_params, log_params = self._to_raw(by_bin, found, params).unbind(0)
-            partials = Partials(
-                y_params, torch.where(inside, log_slope_x / (2 * self.bound), 0), log_params
-            )
+            y = self._from_box(found.left[1] + found.size[1] * piece.top / piece.bottom)
+            shown = inside.to(x.dtype)
+            by_bin, log_slope_x = _bin_partials(piece, slope, *found.size, 2 * self.bound)
+            y_params, log_params = self._to_raw(by_bin * shown, found)
+            partials = Partials(y_params, log_slope_x * (shown / (2 * self.bound)), log_params)
             y, log_slope = torch.where(inside, y, x), torch.where(inside, slope.log(), 0)
             return y, log_slope, partials
 
@@ -144,38 +146,54 @@ class RationalQuadraticSpline(Transformer):
     def _from_box(self, value: Tensor) -> Tensor:
         return 2 * self.bound * value - self.bound
 
+    # Small last dimensions make softmax, where and stack slow, tables of few columns fast to
+    # gather from, and the first dimension the one to stack and split along.
+
     def _find(self, value: Tensor, params: Tensor, axis: int) -> _Bin:
         limit, num_bins = math.log(self.max_slope), self.num_bins
-        sizes = params[..., : 2 * num_bins].unflatten(-1, (2, num_bins))
-        shares = bounded(sizes, limit / 2).softmax(-1)
-        ends = F.pad(bounded(params[..., 2 * num_bins :], limit), (1, 1)).exp()
-        knots = shares.cumsum(-1)
-        index = (value[..., None] >= knots[..., axis, :-1]).sum(-1)
-        batch = index.shape
-        at = index[..., None, None].expand(*batch, 2, 1)
-        size = shares.expand(*batch, 2, num_bins).gather(-1, at)[..., 0]
-        left = F.pad(knots[..., :-1], (1, 0)).expand(*batch, 2, num_bins).gather(-1, at)[..., 0]
-        pair = torch.stack([index, index + 1], dim=-1)
-        slopes = ends.expand(*batch, num_bins + 1).gather(-1, pair)
-        return _Bin(index, left, size, slopes, shares, ends)
+        params = params[(None,) * (value.dim() + 1 - params.dim())]  # the axes come first
+        raws = params[..., : 2 * num_bins].unflatten(-1, (2, num_bins)).movedim(-2, 0)
+        soft = raws.abs().mul_(2 / limit).add_(1)  # in place: memory costs more than arithmetic
+        weights = (raws / soft).exp_()  # bounded raws need no shift
+        sums = weights.cumsum(-1)
+        total = sums[..., -1]
+        index = ((value * total[axis])[..., None] >= sums[axis][..., :-1]).sum(-1)
+        at = index.expand(2, *index.shape)[..., None]
+        table = (2, *index.shape, num_bins)
+        size = weights.expand(table).gather(-1, at)[..., 0]
+        left = sums.expand(table).gather(-1, at)[..., 0] - size
+        ends = F.pad(params[..., 2 * num_bins :], (1, 1)).expand(*index.shape, num_bins + 1)
+        ends = ends.gather(-1, torch.stack([index, index + 1], dim=-1)).movedim(-1, 0)
+        ends_soft = 1 + ends.abs() / limit
+        return _Bin(
+            index,
+            left / total,
+            size / total,
+            (ends / ends_soft).exp(),
+            weights,
+            total,
+            soft,
+            ends_soft,
+        )
 
-    def _to_raw(self, by_bin: Tensor, found: _Bin, params: Tensor) -> Tensor:
-        """Derivatives in a bin's (left, size) on both axes and slopes, as those in the raws."""
-        limit, num_bins = math.log(self.max_slope), self.num_bins
-        left, size, slopes = by_bin.unflatten(-1, (3, 2)).unbind(-2)  # (2, *, 2) each
+    def _to_raw(self, by_bin: Tensor, found: _Bin) -> Tensor:
+        """Derivatives in a bin's left ends, sizes and slopes, as those in the raws."""
+        num_bins, dtype, index = self.num_bins, by_bin.dtype, found.index
+        left, size, slopes = by_bin.unflatten(1, (3, 2)).unbind(1)  # (2, 2, *) each
+        out = by_bin.new_empty(2, *index.shape, self.num_params)
         # A share moves all that lies right of it, and the shares sum to one (softmax).
         mean = left * found.left + size * found.size
-        bins = torch.arange(num_bins, device=params.device)
-        index = found.index[..., None, None]
-        pulled = torch.where(bins == index, size[..., None], 0)
-        pulled = torch.where(bins < index, left[..., None], pulled) - mean[..., None]
-        sizes = params[..., : 2 * num_bins].unflatten(-1, (2, num_bins))
-        pulled = pulled * (found.shares * bounded_slope(sizes, limit / 2))
-        at = torch.stack([found.index, found.index + 1], dim=-1)
-        ends = slopes.new_zeros(*slopes.shape[:-1], num_bins + 1)
-        ends = ends.scatter(-1, at.expand_as(slopes), slopes * found.slopes)[..., 1:-1]
-        ends = ends * bounded_slope(params[..., 2 * num_bins :], limit)
-        return torch.cat([pulled.flatten(-2), ends], dim=-1)
+        left, size, mean = (v.div_(found.total)[..., None] for v in (left, size, mean))
+        bins = torch.arange(num_bins, device=index.device)
+        before, here = (m.to(dtype) for m in (bins < index[..., None], bins == index[..., None]))
+        pulled = (left * before).addcmul_(size, here).sub_(mean)
+        pulled.mul_(found.weights / found.weights_soft.square())
+        out[..., : 2 * num_bins].unflatten(-1, (2, num_bins)).copy_(pulled.movedim(1, -2))
+        slopes = (slopes * (found.slopes / found.slopes_soft.square())).movedim(1, -1)
+        at = torch.stack([index, index + 1], dim=-1).expand(slopes.shape)
+        ends = slopes.new_zeros(*slopes.shape[:-1], num_bins + 1).scatter_(-1, at, slopes)
+        out[..., 2 * num_bins :].copy_(ends[..., 1:-1])
+        return out
 
 
 def _bin_partials(
@@ -183,25 +201,23 @@ def _bin_partials(
 ) -> tuple[Tensor, Tensor]:
     """Of ``scale`` times the value and of the log-slope, in the numbers that define the bin.
 
-    Those are, last: left end on x, on y, width, height, left slope, right slope. The second
+    Those are, second: left end on x, on y, width, height, left slope, right slope. The other
     result is the derivative of the log-slope in x.
     """
     z, s, d0, d1, t, curve, top, bottom, top_slope = piece
-    u, over = 1 - z, bottom.reciprocal()
-    turn = u - z  # the derivative of t
+    u, over, inverse = 1 - z, bottom.reciprocal(), top_slope.reciprocal()
+    turn, fall = u - z, (u - t - t) + z  # the derivative of t; 1 - 2 t
     ratio = top * over
-    # Of the value: its fraction of the bin's height by z, s and the slopes.
-    by_s = (z * z - ratio * (1 - 2 * t)) * over
-    by_d0, by_d1 = t * (1 - ratio) * over, -t * ratio * over
-    y_width, y_height = -(slope * z + s * s * by_s), ratio + s * by_s
-    value = [-slope, torch.ones_like(z), y_width, y_height, h * by_d0, h * by_d1]
+    # Of the value.
+    by_s = s * (z * z - ratio * fall) * over
+    y_d0 = h * t * over
+    y_d1 = -ratio * y_d0
+    value = [-slope, torch.ones_like(z), -(slope * z + s * by_s), ratio + by_s, y_d0 + y_d1, y_d1]
     # Of the log-slope.
-    inverse = top_slope.reciprocal()
-    log_z = 2 * ((d1 * z + s * turn - d0 * u) * inverse - curve * turn * over)
-    log_s = 2 * (1 / s + t * inverse - (1 - 2 * t) * over)
-    log_d0, log_d1 = u * u * inverse - 2 * t * over, z * z * inverse - 2 * t * over
-    log_x = log_z / w
-    log_width = -(log_z * z + log_s * s) / w
-    log_slope = [-log_x, torch.zeros_like(z), log_width, log_s / w, log_d0, log_d1]
-    both = torch.stack([torch.stack(value, -1) * scale, torch.stack(log_slope, -1)])
-    return both, log_x
+    shared = 2 * over
+    log_x = (2 * inverse * (d1 * z + s * turn - d0 * u) - shared * curve * turn) / w
+    log_h = (2 * (1 / s + t * inverse) - shared * fall) / w
+    shared = shared * t
+    log_d0, log_d1 = u * u * inverse - shared, z * z * inverse - shared
+    log_slope = [-log_x, torch.zeros_like(z), -(log_x * z + log_h * s), log_h, log_d0, log_d1]
+    return torch.stack([torch.stack(value) * scale, torch.stack(log_slope)]), log_x
