@@ -90,6 +90,7 @@ def build_flow(flow: str | Flow, dim: int, *, context_dim: int = 0, **options: o
             bijector of another size.
 
     Example:
+        >>> import torch
         >>> flow = build_flow("nsf", 3, num_layers=2)
         >>> y = flow(torch.ones(5, 3))
     """
