@@ -16,6 +16,8 @@ import argparse
 import json
 import os
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -72,6 +74,17 @@ class Database:
         return json.loads((self.root / "posteriors" / f"{name}.json").read_text())
 
 
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """The precision of a model's own numbers, such as those of its priors."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def _read_zip(path: Path):
     with zipfile.ZipFile(path) as archive:
         return json.loads(archive.read(archive.namelist()[0]))
@@ -100,15 +113,10 @@ def measure(
 ) -> dict[str, object]:
     """One row of the table."""
     posterior = POSTERIORS[name]
-    model_args = posterior.prepare(database.data(name), dtype)
-    judged = fit_and_judge(
-        posterior.model,
-        flow,
-        model_args=model_args,
-        num_steps=num_steps,
-        num_samples=num_samples,
-        seed=seed,
-    )
+    options = {"num_steps": num_steps, "num_samples": num_samples, "seed": seed}
+    with default_dtype(dtype):
+        model_args = posterior.prepare(database.data(name), dtype)
+        judged = fit_and_judge(posterior.model, flow, model_args=model_args, **options)
     reported = scalars(posterior.report(judged.draws))
     equal = torch.full_like(judged.weights, 1 / num_samples)
     raw, weighted = {}, {}
