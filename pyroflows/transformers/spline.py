@@ -33,13 +33,12 @@ class _Piece(NamedTuple):
 
     z: Tensor
     s: Tensor  # mean slope of the bin
-    d0: Tensor
-    d1: Tensor
+    curve: Tensor  # d0 + d1 - 2 s, of its end slopes
     t: Tensor  # z (1 - z)
-    curve: Tensor  # d0 + d1 - 2 s
-    top: Tensor  # of the value
-    bottom: Tensor  # of both, at least s / 2 as z is in [0, 1]
-    top_slope: Tensor  # of the slope
+    low: Tensor  # between d0 and s; times z, it is the numerator of the value
+    high: Tensor  # between s and d1
+    mixed: Tensor  # between both, the numerator of the slope
+    over: Tensor  # of one over the denominator, at most 2 / s as z is in [0, 1]
 
     @classmethod
     def of(cls, value: Tensor, found: _Bin) -> _Piece:
@@ -48,14 +47,18 @@ class _Piece(NamedTuple):
 
     @classmethod
     def at(cls, z: Tensor, s: Tensor, d0: Tensor, d1: Tensor) -> _Piece:
-        t = z * (1 - z)
-        curve = d0 + d1 - 2 * s
-        top = (s * z + d0 * (1 - z)) * z
-        top_slope = (d1 * z + s * (1 - z)) * z + (s * z + d0 * (1 - z)) * (1 - z)
-        return cls(z, s, d0, d1, t, curve, top, s + curve * t, top_slope)
+        curve = torch.sub(d0 + d1, s, alpha=2)
+        t = torch.addcmul(z, z, z, value=-1)
+        low, high = torch.lerp(d0, s, z), torch.lerp(s, d1, z)
+        over = torch.addcmul(s, curve, t).reciprocal()
+        return cls(z, s, curve, t, low, high, torch.lerp(low, high, z), over)
+
+    def fraction(self) -> Tensor:
+        """How far up its bin the value is."""
+        return self.low * self.z * self.over
 
     def slope(self) -> Tensor:
-        return (self.s / self.bottom).square() * self.top_slope
+        return (self.s * self.over).square() * self.mixed
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class RationalQuadraticSpline(Transformer):
         value, inside = self._to_box(x)
         found = self._find(value, params, axis=0)
         piece = _Piece.of(value, found)
-        y = self._from_box(found.left[1] + found.size[1] * piece.top / piece.bottom)
+        y = self._from_box(torch.addcmul(found.left[1], found.size[1], piece.fraction()))
         return torch.where(inside, y, x), torch.where(inside, piece.slope().log(), 0)
 
     def inverse_and_log_det(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,17 +132,19 @@ class RationalQuadraticSpline(Transformer):
             value, inside = self._to_box(x)
             found = self._find(value, params, axis=0)
             piece = _Piece.of(value, found)
-            slope = piece.slope()
-            y = self._from_box(found.left[1] + found.size[1] * piece.top / piece.bottom)
+            slope, fraction = piece.slope(), piece.fraction()
+            y = self._from_box(torch.addcmul(found.left[1], found.size[1], fraction))
             shown = inside.to(x.dtype)
-            by_bin, log_slope_x = _bin_partials(piece, slope, *found.size, 2 * self.bound)
-            y_params, log_params = self._to_raw(by_bin * shown, found)
-            partials = Partials(y_params, log_slope_x * (shown / (2 * self.bound)), log_params)
+            by_bin = _bin_partials(piece, slope, fraction, *found.size)
+            log_slope_x = by_bin[1, 0] * (shown / (-2 * self.bound))  # moving x, not the bin
+            by_bin[0].mul_(2 * self.bound)
+            y_params, log_params = self._to_raw(by_bin.mul_(shown), found)
+            partials = Partials(y_params, log_slope_x, log_params)
             y, log_slope = torch.where(inside, y, x), torch.where(inside, slope.log(), 0)
             return y, log_slope, partials
 
     def _to_box(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map [-B, B] to [0, 1], clamped: gradients of what lies outside stay finite."""
+        """Map [-B, B] to [0, 1] and what is outside to the middle, so that gradients are finite."""
         inside = x.abs() < self.bound
         return torch.where(inside, x, 0) * (0.5 / self.bound) + 0.5, inside
 
@@ -179,11 +184,12 @@ class RationalQuadraticSpline(Transformer):
     def _to_raw(self, by_bin: Tensor, found: _Bin) -> Tensor:
         """Derivatives in a bin's left ends, sizes and slopes, as those in the raws."""
         num_bins, dtype, index = self.num_bins, by_bin.dtype, found.index
-        left, size, slopes = by_bin.unflatten(1, (3, 2)).unbind(1)  # (2, 2, *) each
+        by_box, slopes = by_bin[:, :4].unflatten(1, (2, 2)), by_bin[:, 4:]
         out = by_bin.new_empty(2, *index.shape, self.num_params)
         # A share moves all that lies right of it, and the shares sum to one (softmax).
-        mean = left * found.left + size * found.size
-        left, size, mean = (v.div_(found.total)[..., None] for v in (left, size, mean))
+        left, size = (by_box / found.total).unbind(1)
+        mean = torch.addcmul(left * found.left, size, found.size)
+        left, size, mean = left[..., None], size[..., None], mean[..., None]
         bins = torch.arange(num_bins, device=index.device)
         before, here = (m.to(dtype) for m in (bins < index[..., None], bins == index[..., None]))
         pulled = (left * before).addcmul_(size, here).sub_(mean)
@@ -196,28 +202,25 @@ class RationalQuadraticSpline(Transformer):
         return out
 
 
-def _bin_partials(
-    piece: _Piece, slope: Tensor, w: Tensor, h: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Of ``scale`` times the value and of the log-slope, in the numbers that define the bin.
+def _bin_partials(piece: _Piece, slope: Tensor, fraction: Tensor, w: Tensor, h: Tensor) -> Tensor:
+    """Of the value and of the log-slope, in the numbers that define the bin.
 
-    Those are, second: left end on x, on y, width, height, left slope, right slope. The other
-    result is the derivative of the log-slope in x.
+    Those are, second: left end on x, on y, width, height, left slope, right slope.
     """
-    z, s, d0, d1, t, curve, top, bottom, top_slope = piece
-    u, over, inverse = 1 - z, bottom.reciprocal(), top_slope.reciprocal()
-    turn, fall = u - z, (u - t - t) + z  # the derivative of t; 1 - 2 t
-    ratio = top * over
-    # Of the value.
-    by_s = s * (z * z - ratio * fall) * over
+    z, s, curve, t, low, high, mixed, over = piece
+    u, fall, inverse = 1 - z, torch.rsub(t, 1, alpha=2), mixed.reciprocal()
+    # Of the value; its derivative by s, times s.
+    by_s = torch.addcmul(z * z, fraction, fall, value=-1) * (s * over)
+    y_width = torch.addcmul(slope * z, s, by_s).neg_()
     y_d0 = h * t * over
-    y_d1 = -ratio * y_d0
-    value = [-slope, torch.ones_like(z), -(slope * z + s * by_s), ratio + by_s, y_d0 + y_d1, y_d1]
+    y_d1 = -fraction * y_d0
+    value = [-slope, torch.ones_like(z), y_width, fraction + by_s, y_d0 + y_d1, y_d1]
     # Of the log-slope.
-    shared = 2 * over
-    log_x = (2 * inverse * (d1 * z + s * turn - d0 * u) - shared * curve * turn) / w
-    log_h = (2 * (1 / s + t * inverse) - shared * fall) / w
-    shared = shared * t
+    over = 2 * over
+    log_x = (2 * (high - low) * inverse - curve * (u - z) * over) / w
+    log_h = (2 * torch.addcmul(s.reciprocal(), t, inverse) - fall * over) / w
+    log_width = torch.addcmul(log_x * z, log_h, s).neg_()
+    shared = t * over
     log_d0, log_d1 = u * u * inverse - shared, z * z * inverse - shared
-    log_slope = [-log_x, torch.zeros_like(z), -(log_x * z + log_h * s), log_h, log_d0, log_d1]
-    return torch.stack([torch.stack(value) * scale, torch.stack(log_slope)]), log_x
+    log_slope = [-log_x, torch.zeros_like(z), log_width, log_h, log_d0, log_d1]
+    return torch.stack(value + log_slope).unflatten(0, (2, 6))
