@@ -90,9 +90,7 @@ class PathELBO(Trace_ELBO):
             loss.backward(retain_graph=self.retain_graph)
         return loss.item()
 
-    def differentiable_loss(
-        self, model: Callable, guide: Callable, *args, **kwargs
-    ) -> Tensor:
+    def differentiable_loss(self, model: Callable, guide: Callable, *args, **kwargs) -> Tensor:
         """Return minus the ELBO as a tensor whose gradient is the path gradient."""
         if isinstance(guide, AutoFlow):
             return self._flow_loss(model, guide, args, kwargs)
@@ -106,7 +104,9 @@ class PathELBO(Trace_ELBO):
         posterior, shape = guide.get_posterior(), (self.num_particles,)
         if not torch.is_grad_enabled():
             draws, log_q = posterior.rsample_and_log_prob(shape)
-            return -self._mean(log_density(draws) - log_q)[0]
+            elbo = self._mean(log_density(draws) - log_q)[0]
+            self.vectorized = log_density.vectorized
+            return -elbo
         draws, log_q, score = posterior.rsample_and_score(shape)
         if draws.requires_grad:
             draws.register_hook(self._drop_nonfinite)
@@ -189,16 +189,16 @@ class PathELBO(Trace_ELBO):
 
 def _check_reparameterised(trace: poutine.Trace) -> None:
     for name, site in trace.nodes.items():
-        if site["type"] == "sample" and not site["is_observed"]:
-            if not getattr(site["fn"], "has_rsample", False):
-                raise ValueError(
-                    f"PathELBO needs a reparameterised guide, but site {name!r} is a "
-                    f"{type(site['fn']).__name__} without rsample: use pyro.infer.Trace_ELBO."
-                )
+        latent = site["type"] == "sample" and not site["is_observed"]
+        if latent and not getattr(site["fn"], "has_rsample", False):
+            raise ValueError(
+                f"PathELBO needs a reparameterised guide, but site {name!r} is a "
+                f"{type(site['fn']).__name__} without rsample: use pyro.infer.Trace_ELBO."
+            )
 
 
 def _frozen_log_prob(guide: Callable, trace: poutine.Trace, args: tuple, kwargs: dict) -> Tensor:
-    """log q of the draws in ``trace``, with a gradient through the draws only."""
+    """The log q of the draws in ``trace``, with a gradient through the draws only."""
     copied = trace.copy()
     for site in copied.nodes.values():
         if site["type"] == "sample":  # another tensor, so that no transform answers from its cache
