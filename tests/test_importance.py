@@ -17,9 +17,10 @@ from pyro.infer.autoguide import (
     AutoMultivariateNormal,
     AutoNormal,
     AutoNormalMessenger,
+    init_to_value,
 )
 
-from pyroflows import ImportanceDiagnostics, importance_diagnostics
+from pyroflows import AutoFlow, ImportanceDiagnostics, importance_diagnostics
 from pyroflows.infer.draws import draw_from_guide
 
 DATA = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
@@ -162,6 +163,60 @@ def test_improper_posterior_is_not_trusted(slope, scale, seed):
     report = importance_diagnostics(model, guide, seed=seed)
     assert report.verdict == "do not trust"
     assert report.reasons
+
+
+def far_mode(distance, weight=0.3):
+    mixing = dist.Categorical(torch.tensor([1 - weight, weight], dtype=torch.float64))
+    loc = torch.tensor([0.0, distance], dtype=torch.float64)
+    return dist.MixtureSameFamily(mixing, dist.Normal(loc, 1.0))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("flow", [False, True])
+def test_widened_draws_find_what_the_guide_misses(flow, seed):
+    def model():
+        x = pyro.sample("x", dist.ImproperUniform(constraints.real, (), ()))
+        pyro.factor("density", far_mode(12.0).log_prob(x))
+
+    _, guide = pair(None, normal())
+    if flow:
+        zero = init_to_value(values={"x": torch.tensor(0.0, dtype=torch.float64)})
+        options = {"init": "point", "init_loc_fn": zero, "init_scale": 1.0}
+        guide = AutoFlow(model, "affine", model_args=(), **options)
+    report = importance_diagnostics(model, guide, seed=seed)
+    # Nothing in the guide's own draws tells.
+    assert report.ess > 0.99
+    assert report.log_z == pytest.approx(math.log(0.7), abs=0.01)
+    assert report.missed == pytest.approx(0.3, abs=0.15)
+    assert report.verdict == "do not trust"
+    assert any("of the posterior where its own never go" in reason for reason in report.reasons)
+
+
+def test_widened_draws_estimate_the_same_log_z():
+    def model():
+        with pyro.plate("n", 3):
+            pyro.sample("a", normal())
+        pyro.sample("b", dist.LogNormal(torch.tensor(0.0).double(), 1.0))
+        pyro.sample("c", normal(size=4))
+
+    def guide():
+        with pyro.plate("n", 3):
+            pyro.sample("a", normal(0.2, 1.2))
+        pyro.sample("b", dist.LogNormal(torch.tensor(0.1).double(), 1.1))
+        loc, scale_tril = torch.zeros(4).double(), 1.1 * torch.eye(4).double()
+        pyro.sample("c", dist.MultivariateNormal(loc, scale_tril=scale_tril))
+
+    draws = draw_from_guide(model, guide, seed=0, num_samples=40_000)
+    assert draws.probe.shape == (40_000,)
+    log_z = (draws.probe.logsumexp(0) - math.log(40_000)).item()
+    error = (draws.probe.exp().std() / math.sqrt(40_000)).item()
+    assert abs(log_z) < 4 * error < 0.05
+    assert not torch.equal(draws.probe, draws.log_p - draws.log_q)
+
+
+def test_guides_of_other_noise_are_not_probed():
+    report = importance_diagnostics(*pair(normal(), dist.StudentT(3.0, 0.0, 1.0)), seed=0)
+    assert math.isnan(report.missed)
 
 
 def test_draws_that_ran_off_are_not_trusted():

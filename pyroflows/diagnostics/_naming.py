@@ -63,15 +63,14 @@ class Names:
         return self._named(name, site, values, len(site.batch_shape), 0)
 
     def value(self, name: str, site: Site, values: np.ndarray) -> tuple[list[str], np.ndarray]:
-        """Name the axes of values ``(lead, *site.shape)`` after plates and events."""
+        """Name the axes of values ``(lead, *shape)`` after plates and events."""
         if site.kind == "deterministic":
             event_dim = _deterministic_event_dim(site)
             return self._named(name, site, values, len(site.shape) - event_dim, event_dim)
-        event_shape = site.shape[len(site.shape) - site.event_dim :]
-        full = (*site.batch_shape, *event_shape)
-        padding = (1,) * (len(full) - len(site.shape))
-        values = values.reshape(values.shape[0], *padding, *site.shape)
-        values = np.broadcast_to(values, (values.shape[0], *full))
+        padding = (1,) * (len(site.full_shape) + 1 - values.ndim)
+        values = values.reshape(values.shape[0], *padding, *values.shape[1:])
+        full = (values.shape[0], *site.full_shape)
+        values = values if values.shape == full else np.array(np.broadcast_to(values, full))
         return self._named(name, site, values, len(site.batch_shape), site.event_dim)
 
     def _named(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..infer.draws import GuideDraws, draw_from_guide, seeded
+from ..infer.draws import GuideDraws, draw_from_guide
 from ..infer.importance import ImportanceDiagnostics, diagnose, rounding_tolerance
 from ..psis import psis
 from . import _arviz
@@ -91,16 +91,16 @@ def to_inference_data(
         ('chain', 'draw', 'school')
     """
     _arviz.require()
-    with seeded(seed):
-        draws = draw_from_guide(
-            model,
-            guide,
-            model_args=model_args,
-            model_kwargs=model_kwargs,
-            num_samples=num_samples,
-            everything=True,
-            predictive=True,
-        )
+    draws = draw_from_guide(
+        model,
+        guide,
+        model_args=model_args,
+        model_kwargs=model_kwargs,
+        num_samples=num_samples,
+        seed=seed,
+        everything=True,
+        predictive=True,
+    )
     names = Names(draws.sites, dims, coords)
     groups = {"posterior": _draw_group(draws.values, draws, names)}
     if draws.log_p is not None:

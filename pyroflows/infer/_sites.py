@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import MaskedDistribution
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from ._log_prob import is_deterministic, is_factor
@@ -37,6 +39,11 @@ class Site:
     event_names: tuple[str, ...]
     mask: Tensor | bool | None
     value: Tensor = field(repr=False)
+
+    @property
+    def full_shape(self) -> torch.Size:
+        """Shape of a value that its plates have expanded."""
+        return self.batch_shape + self.shape[len(self.shape) - self.event_dim :]
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,25 @@ class GuideDraws:
     marginalized: tuple[str, ...]
     subsampled: dict[str, tuple[int, int]]
     vectorized: bool
+
+
+class InferOptions(Messenger):
+    """Note the ``infer`` options of model sites before a replay puts the guide's over them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.options: dict[str, dict] = {}
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        self.options[msg["name"]] = dict(msg["infer"] or {})
+
+
+class NewData(UnconditionMessenger):
+    """Draw data anew, but compute deterministic sites: they would broadcast against themselves."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if not is_deterministic(msg):
+            super()._pyro_sample(msg)
 
 
 def samples(trace: poutine.Trace) -> Iterator[tuple[str, dict[str, Any]]]:

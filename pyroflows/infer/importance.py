@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..psis import good_pareto_k, smooth_log_weights
-from .draws import GuideDraws, draw_from_guide, seeded
+from .draws import GuideDraws, draw_from_guide
 
 __all__ = ["ImportanceDiagnostics", "diagnose", "importance_diagnostics", "rounding_tolerance"]
 
@@ -170,15 +170,15 @@ def importance_diagnostics(
         >>> report.verdict, abs(report.log_z) < 0.01
         ('usable', True)
     """
-    with seeded(seed):
-        draws = draw_from_guide(
-            model,
-            guide,
-            model_args=model_args,
-            model_kwargs=model_kwargs,
-            num_samples=num_samples,
-            batch_size=batch_size,
-        )
+    draws = draw_from_guide(
+        model,
+        guide,
+        model_args=model_args,
+        model_kwargs=model_kwargs,
+        num_samples=num_samples,
+        seed=seed,
+        batch_size=batch_size,
+    )
     return diagnose(draws)
 
 
