@@ -244,7 +244,7 @@ def _range(samples: Sequence[np.ndarray]) -> tuple[float, float]:
 
 
 def _kde(sample: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
-    """Gaussian kernel density on a grid, reflected where the draws end."""
+    """Gaussian kernel density on a grid, reflected at an edge that the draws pile up against."""
     sample = sample[np.isfinite(sample)]
     grid = np.linspace(low, high, 400)
     if sample.size < 2 or np.ptp(sample) == 0:
@@ -252,7 +252,10 @@ def _kde(sample: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.nd
     quartiles = np.quantile(sample, (0.25, 0.75))
     spread = min(sample.std(), np.ptp(quartiles) / 1.349) or sample.std()
     width = 0.9 * spread * sample.size**-0.2
-    start, stop = sample.min(), sample.max()
+    walls = [_is_wall(side * sample, width, spread) for side in (1, -1)]
+    # Beyond a wall there is nothing; elsewhere kernels reach past the last draw.
+    start = sample.min() if walls[0] else sample.min() - 5 * width
+    stop = sample.max() if walls[1] else sample.max() + 5 * width
     edges = np.linspace(max(start, low - 5 * width), min(stop, high + 5 * width), 2049)
     if edges[-1] <= edges[0]:
         return grid, np.zeros_like(grid)
@@ -263,6 +266,12 @@ def _kde(sample: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.nd
     density = np.convolve(np.pad(counts, reach, "symmetric"), kernel / kernel.sum(), "valid")
     middles = (edges[:-1] + edges[1:]) / 2
     return grid, np.interp(grid, middles, density, left=0.0, right=0.0)
+
+
+def _is_wall(sample: np.ndarray, width: float, spread: float) -> bool:
+    """Tell whether draws pile up against their minimum: a fifth of the peak density."""
+    nearby = np.mean(sample < sample.min() + width) / width
+    return bool(nearby > 0.2 * 0.4 / spread)
 
 
 def _forest(draws: _Draws, _: int) -> Figure:
