@@ -331,8 +331,8 @@ def _pair(draws: _Draws, max_draws: int) -> Figure:
 
 def _scatter(axes: Axes, x: np.ndarray, y: np.ndarray, index: int, max_draws: int) -> None:
     keep = np.linspace(0, len(x) - 1, min(max_draws, len(x))).astype(int)
-    alpha = float(np.clip(150 / len(keep), 0.08, 0.8))
-    axes.plot(x[keep], y[keep], ".", ms=3, mew=0, alpha=alpha, color=_color(index), rasterized=True)
+    alpha = float(np.clip(400 / len(keep), 0.15, 0.8))
+    axes.plot(x[keep], y[keep], ".", ms=4, mew=0, alpha=alpha, color=_color(index), rasterized=True)
 
 
 def _pair_ticks(axes: Axes, place: tuple[int, int, int], x: str, y: str) -> None:
