@@ -45,7 +45,7 @@ def psis(log_weights: Tensor, *, tolerance: float = 1e-8) -> tuple[Tensor, float
 
     Example:
         >>> import torch
-        >>> from pyroflows import psis
+        >>> from pyroflows.psis import psis
         >>> log_weights, pareto_k = psis(torch.zeros(1000))
         >>> pareto_k
         -inf
