@@ -13,7 +13,8 @@ from ..bijector import Bijector, Compose
 from ..bijectors import FullAffine, LocScale, LowRankAffine
 from ..flows import Flow, build_flow
 from ..log_density import LogDensity, StructureError
-from .start import Start, find_start
+from .gaussians import Start
+from .start import find_start
 
 __all__ = ["build_bijector", "initialise"]
 

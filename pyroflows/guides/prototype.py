@@ -26,7 +26,9 @@ def init_to_center(site: dict[str, Any]) -> Tensor:
         site: A message of Pyro's, with the distribution under ``"fn"``.
     """
     try:
-        return init_to_median(site)
+        with torch.random.fork_rng():  # the same median at every construction
+            torch.manual_seed(0)
+            return init_to_median(site)
     except NotImplementedError:
         return _center(site["fn"])
 

@@ -4,36 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-__all__ = ["Start", "find_start"]
+from .gaussians import Start, matched_noise, moments, refine, student_draws
 
-_NUM_DRAWS = 128
+__all__ = ["find_start"]
+
 _STRETCHES = (0.5, 0.7, 1.0, 1.4, 2.0, 3.0)
-
-
-@dataclass(frozen=True)
-class Start:
-    """A Gaussian to start from, on unconstrained coordinates, in float64.
-
-    Args:
-        loc: Mean, shape ``(D)``.
-        scale: Standard deviations, shape ``(D)``.
-        scale_tril: Cholesky factor of the covariance, shape ``(D, D)``, where the dimension allows.
-        elbo: Estimated evidence lower bound of this Gaussian.
-        report: What was done, for a person.
-        mode: The end of the climb that this Gaussian lies on, shape ``(D)``.
-    """
-
-    loc: Tensor
-    scale: Tensor
-    scale_tril: Tensor | None
-    elbo: float
-    report: str
-    mode: Tensor | None = None
 
 
 def find_start(
@@ -64,15 +44,17 @@ def find_start(
             f"The log density of the model is not finite at any of the {len(points)} points tried. "
             "Check the model for NaN or impossible data, or pass init_loc_fn= with feasible values."
         )
-    noise, modes = _noise(points), []
+    noise, modes = matched_noise(points.shape[-1], points), []
     for path in paths:
         best = _best_along(log_density, path, modes, noise, max_full_dim)
         if best is not None:
             modes.append(best)
     if not modes:
         return _fallback(log_density, paths)
-    modes.sort(key=lambda mode: -mode.elbo)
-    return _cover(log_density, modes) or modes[0]
+    best = max(modes, key=lambda mode: mode.elbo)
+    others = [m for m in modes if m is not best and m.mode is not None]
+    best = refine(log_density, best)
+    return (_cover(log_density, [best, *others]) if others else None) or best
 
 
 def _best_along(
@@ -91,11 +73,13 @@ def _best_along(
     points = _thin(path) + ([] if end is None else [end])
     found = [_best_stretch(log_density, u, noise, max_full_dim) for u in points]
     best = max((f for f in found if f is not None), key=lambda f: f.elbo, default=None)
-    return None if best is None else replace(best, mode=path[-1] if end is None else end)
+    return None if best is None else replace(best, mode=end)
 
 
 def _is_same(u: Tensor, mode: Start) -> bool:
     """Whether a climb ended where another did, within one standard deviation."""
+    if mode.mode is None:
+        return False
     offset = u - mode.mode
     if mode.scale_tril is None:
         return bool((offset / mode.scale).norm() < 1)
@@ -103,36 +87,39 @@ def _is_same(u: Tensor, mode: Start) -> bool:
     return bool(white.norm() < 1)
 
 
-def _cover(log_density: Callable, modes: list[Start], num_draws: int = 1024) -> Start | None:
-    """A Gaussian with the moments of the target, where several modes hold part of its mass.
+def _cover(log_density: Callable, modes: list[Start], num_rounds: int = 3) -> Start | None:
+    """A Gaussian with the moments of the target, by adaptive importance sampling.
 
-    Training that starts inside one mode stays there, and no weight computed from its draws can
-    tell. The moments are estimated by importance sampling from the mixture of the modes' Gaussians.
+    A start inside one mode, or too narrow, stays there: where no draw falls, no gradient says so,
+    and no weight of the guide's own draws can tell. The proposal is a mixture of Student-t's, one a
+    mode, then one with the moments found so far.
     """
-    modes = [m for m in modes if m.scale_tril is not None]
-    if len(modes) < 2:
-        return None
+    parts = [(m.loc, m.scale_tril) for m in modes if m.scale_tril is not None]
     generator = torch.Generator().manual_seed(1)
-    parts = [torch.distributions.MultivariateNormal(m.loc, scale_tril=m.scale_tril) for m in modes]
-    like = modes[0].loc
-    noise = torch.randn(len(modes), num_draws, len(like), generator=generator, dtype=like.dtype)
-    noise = noise.to(like.device)
-    draws = torch.cat([m.loc + z @ m.scale_tril.mT for m, z in zip(modes, noise, strict=True)])
-    log_parts = torch.stack([part.log_prob(draws) for part in parts], dim=-1)
-    with torch.no_grad():
-        log_weights = log_density(draws) - log_parts.logsumexp(-1)
-    log_weights = torch.nan_to_num(log_weights, nan=-math.inf, posinf=-math.inf)
-    weights = log_weights.softmax(0)
-    mass = (weights[:, None] * log_parts.softmax(-1)).sum(0)
-    if (mass > 0.01).sum() < 2 or 1 / weights.square().sum() < 4 * len(like):
+    found = None
+    for _ in range(num_rounds if parts else 0):
+        draws, log_parts = student_draws(parts, generator)
+        with torch.no_grad():
+            log_weights = log_density(draws) - log_parts.logsumexp(-1)
+        weights = torch.nan_to_num(log_weights, nan=-math.inf, posinf=-math.inf).softmax(0)
+        ess = (1 / weights.square().sum()).item()
+        if not ess > 10 * len(parts[0][0]):  # NaN where no draw is possible
+            break
+        mass = (weights[:, None] * log_parts.softmax(-1)).sum(0)
+        loc, tril = moments(draws, weights)
+        if found is None:
+            parts, num_modes = [p for p, m in zip(parts, mass, strict=True) if m > 0.01], 0
+            num_modes = len(parts)
+            parts = [*parts, (loc, tril)]
+        else:
+            parts = [*parts[:num_modes], (loc, tril)]
+        found = (loc, tril, num_modes)
+    if found is None:
         return None
-    loc = weights @ draws
-    offsets = (draws - loc) * weights.sqrt()[:, None]
-    upper = torch.linalg.qr(offsets).R
-    tril = upper.mT * torch.sign(upper.diagonal())
-    report = f"started at the moments of {int((mass > 0.01).sum())} modes found by climbing"
-    scale = tril.square().sum(-1).sqrt()
-    return Start(loc, scale, tril, modes[0].elbo, report)
+    loc, tril, num_modes = found
+    told = "the mode" if num_modes == 1 else f"{num_modes} modes"
+    report = f"started at the posterior's moments, by importance sampling around {told}"
+    return Start(loc, tril.square().sum(-1).sqrt(), tril, modes[0].elbo, report)
 
 
 def value_and_grad(fn: Callable[[Tensor], Tensor], u: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,25 +195,24 @@ def _climb(log_density: Callable, start: Tensor, num_rounds: int = 40) -> list[T
 
 
 def _polish(log_density: Callable, u: Tensor, num_steps: int = 10) -> Tensor | None:
-    """Damped Newton steps to the mode: exact for any linear change of coordinates."""
-    value, grad = value_and_grad(log_density, u[None])
+    """Damped Newton steps, exact for any linear change of coordinates; ``None`` for no mode."""
+    lengths = 0.5 ** torch.arange(12, dtype=u.dtype, device=u.device)
     for _ in range(num_steps):
+        value, grad = value_and_grad(log_density, u[None])
         factor = _covariance_factor(-hessian(log_density, u))
         if factor is None:
             return None
-        step = factor @ (factor.mT @ grad[0])
-        lengths = 0.5 ** torch.arange(12, dtype=u.dtype, device=u.device)
-        trial = u + lengths[:, None] * step
-        values = torch.nan_to_num(log_density(trial).detach(), nan=-math.inf)
+        white = factor.mT @ grad[0]
+        if white.norm() < 1e-3:  # in standard deviations from the mode
+            return u
+        trial = u + lengths[:, None] * (factor @ white)
+        with torch.no_grad():
+            values = torch.nan_to_num(log_density(trial), nan=-math.inf)
         index = int(values.argmax())
         if not values[index] > value[0]:
-            break
-        gain = (values[index] - value[0]).item()
-        u = trial[index].detach()
-        value, grad = value_and_grad(log_density, u[None])
-        if gain < 1e-8:
-            break
-    return u
+            return u if white.norm() < 0.1 else None
+        u = trial[index]
+    return None
 
 
 def _covariance_factor(precision: Tensor) -> Tensor | None:
@@ -245,22 +231,6 @@ def _covariance_factor(precision: Tensor) -> Tensor | None:
     # The triangular factor of half @ half.T, by QR so that small eigenvalues are kept.
     upper = torch.linalg.qr(half.mT).R
     return upper.mT * torch.sign(upper.diagonal())
-
-
-def _noise(points: Tensor) -> Tensor:
-    """Standard normal draws, the same at every call, with exact first and second moments.
-
-    So the ELBO of a Gaussian at a quadratic density is exact.
-    """
-    dim = points.shape[-1]
-    generator = torch.Generator().manual_seed(0)
-    half = torch.randn(_NUM_DRAWS // 2, dim, generator=generator, dtype=torch.float64)
-    if 2 * dim <= len(half):
-        factor = torch.linalg.cholesky(half.mT @ half / len(half))
-        half = torch.linalg.solve_triangular(factor.mT, half, upper=True, left=False)
-    else:
-        half = half / half.square().mean(0).sqrt()
-    return torch.cat([half, -half]).to(points)
 
 
 def _best_stretch(

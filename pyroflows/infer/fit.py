@@ -16,6 +16,7 @@ from torch import nn
 from .checks import check_data, check_numbers, check_optimizer, make_loss
 from .draws import seeded
 from .importance import ImportanceDiagnostics, importance_diagnostics
+from .objectives import PathELBO
 from .progress import Progress
 from .schedule import Schedule, mean_and_error
 from .steps import Guard, PyroStepper, Stepper, TorchStepper, loss_and_grads
@@ -193,11 +194,13 @@ def fit_guide(
     args, kwargs = tuple(model_args), dict(model_kwargs or {})
     check_numbers(num_steps, time_budget, num_particles, learning_rate, tolerance)
     check_optimizer(optimizer, learning_rate)
+    explores = loss is None
     loss = make_loss(loss, num_particles)
     schedule = Schedule(num_steps, time_budget, tolerance)
     with seeded(seed), _training(guide):
         stepper = _make_stepper(model, guide, args, kwargs, optimizer, learning_rate, loss)
-        run = _Run(stepper, schedule, Progress(progress_bar, guide_name(guide), schedule), started)
+        bar = Progress(progress_bar, guide_name(guide), schedule)
+        run = _Run(stepper, schedule, bar, started, loss if explores else None)
         with pyro.validation_enabled(False):  # the survey ran under it; NaN is now to be skipped
             run.train(guide)
     fit = _collect(run, guide, loss, seed)
@@ -210,8 +213,14 @@ class _Run:
     """The loop, and what it writes down."""
 
     def __init__(
-        self, stepper: Stepper, schedule: Schedule, progress: Progress, started: float
+        self,
+        stepper: Stepper,
+        schedule: Schedule,
+        progress: Progress,
+        started: float,
+        own_loss: PathELBO | None,
     ) -> None:
+        self.own_loss = own_loss
         self.stepper = stepper
         self.schedule = schedule
         self.progress = progress
@@ -240,6 +249,8 @@ class _Run:
 
     def _step(self, guide: Callable) -> None:
         factor = self.schedule.factor(len(self.losses), perf_counter() - self.started)
+        if self.own_loss is not None:
+            self.own_loss.score_weight = self.schedule.score_weight
         loss = self.stepper.step(factor)
         self.losses.append(loss)
         self.learning_rates.append(self.stepper.learning_rate)

@@ -10,6 +10,7 @@ __all__ = ["MAX_STEPS", "Schedule", "mean_and_error"]
 MAX_STEPS = 2_000
 _WARM_UP_STEPS = 50
 _WARM_UP_FRACTION = 0.1  # of a run too short for the whole warm-up
+_EXPLORE_FRACTION = 0.3  # of a run at most
 _DECAY_FRACTION = 0.3  # of a run whose length is known
 _DECAY_PER_STEP = 0.5  # of the steps so far, in a run that stops when it has converged
 _WINDOW = 100
@@ -24,6 +25,10 @@ class Schedule:
     fit ends in one: at a fixed part of a run whose length in steps or seconds is known, or else
     when two windows of losses in a row were no better than the one before by more than
     ``tolerance`` and by more than the standard error of the difference.
+
+    The first part of a run explores (:attr:`score_weight`): with the ordinary gradient, which
+    spreads draws into what they have missed so far. Then comes the path gradient, whose noise
+    vanishes at the optimum.
 
     References:
         | MiniCPM: Unveiling the Potential of Small Language Models with Scalable Training
@@ -43,6 +48,7 @@ class Schedule:
         self._window: list[float] = []
         self._last: tuple[float, float] | None = None
         self._num_flat = 0
+        self._explores = True
         self._decay_from: tuple[int, float] | None = None  # step, progress
         self._decay_steps = math.inf
         self._converged = False
@@ -51,6 +57,11 @@ class Schedule:
     def phase(self) -> str:
         """``"stable"`` (warm-up included) or ``"decay"``."""
         return "stable" if self._decay_from is None else "decay"
+
+    @property
+    def score_weight(self) -> float:
+        """The weight of the score in the gradient: one while exploring, then zero."""
+        return 1.0 if self._explores else 0.0
 
     @property
     def last_step(self) -> int | None:
@@ -63,6 +74,8 @@ class Schedule:
     def factor(self, step: int, elapsed: float) -> float:
         """The factor on the learning rate for the step after ``step`` steps and some seconds."""
         progress = self._progress(step, elapsed)
+        if self._explores and progress >= _EXPLORE_FRACTION:
+            self._end_exploring()
         if self._decay_from is None and (self._converged or progress >= 1 - _DECAY_FRACTION):
             self._decay_from = (step, progress)
             self._decay_steps = _DECAY_PER_STEP * step if self._converged else math.inf
@@ -78,6 +91,8 @@ class Schedule:
         if len(self._window) == _WINDOW:
             self._compare(mean_and_error(self._window))
             self._window = []
+        if self._explores and self._num_flat:
+            self._end_exploring()
         self._converged = self._num_flat >= _FLAT_WINDOWS
 
     def stop_reason(self, step: int, elapsed: float) -> str | None:
@@ -96,6 +111,10 @@ class Schedule:
             flat = self._last[0] - current[0] < max(self.tolerance, error)
             self._num_flat = self._num_flat + 1 if flat else 0
         self._last = current
+
+    def _end_exploring(self) -> None:
+        """Compare no losses from before with those after."""
+        self._explores, self._num_flat, self._last, self._window = False, 0, None, []
 
     def _progress(self, step: int, elapsed: float) -> float:
         steps = step / self.max_steps if self.max_steps else 0.0

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 __all__ = ["Guard", "PyroStepper", "Stepper", "TorchStepper", "loss_and_grads"]
 
 DEFAULT_LEARNING_RATE = 1e-2
-_OUTLIER = 10.0  # times the running median of gradient norms
+_OUTLIER = 30.0  # times the running median of gradient norms
 _MEMORY = 100
 _MIN_MEMORY = 20
 _STEPS_BETWEEN_SNAPSHOTS = 25
@@ -73,7 +73,7 @@ class Guard:
     """Looks at gradients before they are used.
 
     A step with a non-finite loss or gradient is skipped. The norm is cut only where it is far out
-    of line, ten times the running median. Both are counted. Good parameters are kept now and then.
+    of line, thirty times the running median. Both are counted. Good parameters are kept now and then.
     """
 
     def __init__(self) -> None:
