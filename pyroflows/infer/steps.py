@@ -73,7 +73,8 @@ class Guard:
     """Looks at gradients before they are used.
 
     A step with a non-finite loss or gradient is skipped. The norm is cut only where it is far out
-    of line, thirty times the running median. Both are counted. Good parameters are kept now and then.
+    of line, thirty times the running median. Both are counted. Good parameters are kept now and
+    then.
     """
 
     def __init__(self) -> None:
