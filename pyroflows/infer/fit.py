@@ -133,7 +133,7 @@ def fit_guide(
     learning_rate: float | None = None,
     optimizer: Any = None,
     loss: Any = None,
-    tolerance: float = 0.005,
+    tolerance: float = 0.002,
     seed: int | None = None,
     progress_bar: bool = True,
     num_diagnostic_samples: int = 10_000,
@@ -199,6 +199,10 @@ def fit_guide(
     schedule = Schedule(num_steps, time_budget, tolerance)
     with seeded(seed), _training(guide):
         stepper = _make_stepper(model, guide, args, kwargs, optimizer, learning_rate, loss)
+        if explores:
+            with pyro.validation_enabled(False):
+                loss.loss(model, guide, *args, **kwargs)
+            schedule.start_from(loss.spread)
         bar = Progress(progress_bar, guide_name(guide), schedule)
         run = _Run(stepper, schedule, bar, started, loss if explores else None)
         with pyro.validation_enabled(False):  # the survey ran under it; NaN is now to be skipped
@@ -251,6 +255,7 @@ class _Run:
         factor = self.schedule.factor(len(self.losses), perf_counter() - self.started)
         if self.own_loss is not None:
             self.own_loss.score_weight = self.schedule.score_weight
+            self.own_loss.tail_weight = 1.0 - self.schedule.score_weight
         loss = self.stepper.step(factor)
         self.losses.append(loss)
         self.learning_rates.append(self.stepper.learning_rate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from ..guides.prototype import init_to_center, read_latents
 from ..log_density import LogDensity
 
 __all__ = ["PathELBO"]
+
+_MAX_RATIO = 10.0  # of a draw's weight to the mean weight
 
 
 class PathELBO(Trace_ELBO):
@@ -52,6 +55,9 @@ class PathELBO(Trace_ELBO):
     Attributes:
         num_nonfinite_particles: Draws left out so far.
         vectorized: Whether the model is evaluated on all draws at once; ``None`` before use.
+        spread: Standard deviation of :math:`\log p - \log q` over the latest draws of a flow, in
+            nats (NaN if some are not finite); half its square is about the KL divergence where
+            that is small.
 
     Raises:
         ValueError: If ``num_particles`` is less than 1, or the guide is not reparameterised.
@@ -72,6 +78,7 @@ class PathELBO(Trace_ELBO):
         *,
         vectorize_particles: bool = True,
         score_weight: float = 0.0,
+        tail_weight: float = 0.0,
         **options,
     ) -> None:
         if num_particles < 1:
@@ -80,13 +87,21 @@ class PathELBO(Trace_ELBO):
             num_particles=num_particles, vectorize_particles=vectorize_particles, **options
         )
         self.score_weight = score_weight
+        self.tail_weight = tail_weight
         self.vectorized: bool | None = None
+        self._log_weights = torch.zeros(0)
         self._density: tuple[Callable, Any, LogDensity] | None = None
         self._num_nonfinite: Tensor | int = 0
 
     @property
     def num_nonfinite_particles(self) -> int:
         return int(self._num_nonfinite)
+
+    @property
+    def spread(self) -> float:
+        weights = self._log_weights
+        finite = torch.isfinite(weights)
+        return float(weights[finite].std()) if finite.all() and len(weights) > 1 else math.nan
 
     def loss(self, model: Callable, guide: Callable, *args, **kwargs) -> float:
         """Return an estimate of minus the ELBO."""
@@ -117,8 +132,7 @@ class PathELBO(Trace_ELBO):
             elbo = self._mean(log_density(draws) - log_q)[0]
             self.vectorized = log_density.vectorized
             return -elbo
-        weight = self.score_weight
-        if weight == 1:
+        if self.score_weight == 1:
             draws, log_q = posterior.rsample_and_log_prob(shape)
         else:
             draws, log_q, score = posterior.rsample_and_score(shape)
@@ -126,11 +140,14 @@ class PathELBO(Trace_ELBO):
             draws.register_hook(self._drop_nonfinite)
         surrogate = log_p = log_density(draws)
         self.vectorized = log_density.vectorized
-        elbo, finite = self._mean(log_p.detach() - log_q.detach())
-        if weight != 0:
-            surrogate = surrogate - weight * log_q
-        if weight != 1:  # here log q enters only through its gradient with respect to the draw
-            surrogate = surrogate - (1 - weight) * (draws * score).sum(-1)
+        log_weights = log_p.detach() - log_q.detach()
+        elbo, finite = self._mean(log_weights)
+        if self.score_weight:
+            surrogate = surrogate - self.score_weight * log_q
+        if self.score_weight != 1:  # log q enters only through its gradient at the draw
+            surrogate = surrogate - (1 - self.score_weight) * (draws * score).sum(-1)
+        if self.tail_weight:
+            surrogate = surrogate * self._tail_factor(log_weights, finite)
         surrogate = torch.where(finite, surrogate, 0).sum() / finite.sum().clamp_min(1)
         return -(elbo + surrogate - surrogate.detach())
 
@@ -138,7 +155,16 @@ class PathELBO(Trace_ELBO):
         """The mean over finite draws (NaN if there is none), and which they are."""
         finite = torch.isfinite(log_weights)
         self._num_nonfinite = self._num_nonfinite + (~finite).sum()
+        self._log_weights = log_weights.detach()
         return torch.where(finite, log_weights, 0).sum() / finite.sum(), finite
+
+    def _tail_factor(self, log_weights: Tensor, finite: Tensor) -> Tensor:
+        """Between one and each draw's weight, as far as the weights are to be relied on."""
+        number = finite.sum()
+        ratio = torch.where(finite, log_weights, -torch.inf).softmax(-1) * number
+        ess = number / ratio.square().sum()
+        ratio = ratio.clamp_max(_MAX_RATIO)
+        return torch.lerp(torch.ones_like(ratio), ratio, self.tail_weight * ess)
 
     def _drop_nonfinite(self, grad: Tensor) -> Tensor:
         finite = torch.isfinite(grad).all(-1, keepdim=True)

@@ -10,11 +10,12 @@ __all__ = ["MAX_STEPS", "Schedule", "mean_and_error"]
 MAX_STEPS = 2_000
 _WARM_UP_STEPS = 50
 _WARM_UP_FRACTION = 0.1  # of a run too short for the whole warm-up
+_CLOSE = 0.3  # nats of spread in the log weights, a KL of about 0.05
 _EXPLORE_FRACTION = 0.3  # of a run at most
 _DECAY_FRACTION = 0.3  # of a run whose length is known
 _DECAY_PER_STEP = 0.5  # of the steps so far, in a run that stops when it has converged
 _WINDOW = 100
-_FLAT_WINDOWS = 2
+_FLAT_WINDOWS = 3
 
 
 class Schedule:
@@ -48,7 +49,7 @@ class Schedule:
         self._window: list[float] = []
         self._last: tuple[float, float] | None = None
         self._num_flat = 0
-        self._explores = True
+        self._explores, self._height = True, 1.0
         self._decay_from: tuple[int, float] | None = None  # step, progress
         self._decay_steps = math.inf
         self._converged = False
@@ -71,16 +72,38 @@ class Schedule:
             ends.append(self._decay_from[0] + math.ceil(self._decay_steps))
         return min(ends, default=None)
 
+    def start_from(self, spread: float) -> None:
+        """Take note of how far the guide starts from the posterior.
+
+        A guide that starts close needs no exploring and small steps: Adam's steps are as large as
+        the learning rate however small the gradient, and would only shake it.
+
+        Args:
+            spread: Standard deviation of the log weights at the start, in nats; may be NaN.
+        """
+        if spread < _CLOSE:
+            self.end_exploring()
+            self._height = (spread / _CLOSE) ** 2
+
+    def end_exploring(self) -> None:
+        """Compare no losses from before with those after."""
+        self._explores, self._num_flat, self._last, self._window = False, 0, None, []
+
     def factor(self, step: int, elapsed: float) -> float:
         """The factor on the learning rate for the step after ``step`` steps and some seconds."""
         progress = self._progress(step, elapsed)
         if self._explores and progress >= _EXPLORE_FRACTION:
-            self._end_exploring()
+            self.end_exploring()
         if self._decay_from is None and (self._converged or progress >= 1 - _DECAY_FRACTION):
             self._decay_from = (step, progress)
             self._decay_steps = _DECAY_PER_STEP * step if self._converged else math.inf
         warm = max((step + 1) / _WARM_UP_STEPS, progress / _WARM_UP_FRACTION)
-        return min(1.0, warm) * (1 + math.cos(math.pi * self._decayed(step, elapsed))) / 2
+        return (
+            self._height
+            * min(1.0, warm)
+            * (1 + math.cos(math.pi * self._decayed(step, elapsed)))
+            / 2
+        )
 
     def observe(self, step: int, loss: float) -> None:
         """Take note of the loss of the latest of ``step`` steps."""
@@ -92,7 +115,7 @@ class Schedule:
             self._compare(mean_and_error(self._window))
             self._window = []
         if self._explores and self._num_flat:
-            self._end_exploring()
+            self.end_exploring()
         self._converged = self._num_flat >= _FLAT_WINDOWS
 
     def stop_reason(self, step: int, elapsed: float) -> str | None:
@@ -111,10 +134,6 @@ class Schedule:
             flat = self._last[0] - current[0] < max(self.tolerance, error)
             self._num_flat = self._num_flat + 1 if flat else 0
         self._last = current
-
-    def _end_exploring(self) -> None:
-        """Compare no losses from before with those after."""
-        self._explores, self._num_flat, self._last, self._window = False, 0, None, []
 
     def _progress(self, step: int, elapsed: float) -> float:
         steps = step / self.max_steps if self.max_steps else 0.0
