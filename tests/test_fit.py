@@ -106,7 +106,16 @@ def test_a_model_without_noise_in_its_steps_converges_too():
         if schedule.stop_reason(step, 0.0):
             break
     assert schedule.stop_reason(step, 0.0) == "converged"
-    assert step == math.ceil(1.5 * 350)
+    exploring, flat = 250, 400  # warm-up and two windows; then one to compare three others with
+    assert step == math.ceil(1.5 * (exploring + flat))
+
+
+def test_a_guide_that_starts_close_does_not_explore_and_takes_small_steps():
+    far, close, unknown = (Schedule(None, None, tolerance=0.01) for _ in range(3))
+    for schedule, spread in ((far, 3.0), (close, 0.03), (unknown, math.nan)):
+        schedule.start_from(spread)
+    assert [s.score_weight for s in (far, close, unknown)] == [1.0, 0.0, 1.0]
+    assert close.factor(100, 0.0) == pytest.approx(0.01 * far.factor(100, 0.0))
 
 
 def test_the_schedule_goes_on_while_the_loss_falls():

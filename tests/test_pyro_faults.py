@@ -98,7 +98,7 @@ def test_two_guides_in_one_process_both_train(flow: str):
         steps(guide)
         assert unmoved(guide, before) == 0
     later = pf.AutoFlow(model, flow, init="point", init_scale=1.0)
-    losses = steps(later, 200, Trace_ELBO(num_particles=8, vectorize_particles=True), lr=0.05)
+    losses = steps(later, 300, Trace_ELBO(num_particles=8, vectorize_particles=True), lr=0.02)
     assert sum(losses[-20:]) / 20 < losses[0] - 1
     assert (later.median()["mu"] - torch.tensor([-3.0, 2.0])).abs().max() < 0.6
 
