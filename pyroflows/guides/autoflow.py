@@ -198,6 +198,11 @@ class AutoFlow(AutoContinuous):
         self._require_setup()
         return FlowDistribution(self._claimed_bijector(), self._origin)
 
+    def unregistered_posterior(self) -> FlowDistribution:
+        """Return the same distribution without telling Pyro's param store of its parameters."""
+        self._require_setup()
+        return FlowDistribution(self._modules["bijector"], self._origin)
+
     def _claimed_bijector(self) -> Bijector:
         claim_params(f"{self._pyro_name}.bijector", self._modules["bijector"])
         return self.bijector
@@ -275,7 +280,7 @@ class AutoFlow(AutoContinuous):
         inside, values = self._inside(values)
         u = self.latents.unconstrain(values)
         log_det = self.latents.constrain(u)[1]
-        log_q = FlowDistribution(self._claimed_bijector(), self._origin).log_prob(u) - log_det
+        log_q = self.get_posterior().log_prob(u) - log_det
         return torch.where(inside, log_q, -torch.inf)
 
     def _inside(self, values: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
