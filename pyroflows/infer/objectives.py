@@ -52,6 +52,10 @@ class PathELBO(Trace_ELBO):
             0 is the path gradient, 1 the ordinary reparameterised one. Far from the optimum the
             score helps: it pushes draws apart at every step, while the path gradient of a guide
             that has cut off a tail is zero but for the rare draw at the cut.
+        tail_weight: How far each draw's part in the gradient goes from 1, the path gradient of
+            :math:`\mathrm{KL}(q \| p)`, to its importance weight, that of
+            :math:`\mathrm{KL}(p \| q)`, in proportion to the effective sample size of the draws.
+            Both vanish at the posterior; the second asks for tails that are heavy enough.
 
     Attributes:
         num_nonfinite_particles: Draws left out so far.
