@@ -11,7 +11,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.ops.contract import contract_to_tensor
-from pyro.poutine.util import prune_subsample_sites
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
 from .latents import Latents, constraint_tensors
@@ -41,6 +41,8 @@ class LogDensity:
 
     Attributes:
         vectorized: Whether batches take one run; ``None`` until it has been checked.
+        subsampled: Whether the latest run showed only a part of some plate, so that the density is
+            an estimate.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class LogDensity:
         self.model_args = tuple(model_args)
         self.model_kwargs = dict(model_kwargs or {})
         self.vectorized: bool | None = None
+        self.subsampled = False
 
     def __call__(self, u: Tensor) -> Tensor:
         """Return the log density of each point.
@@ -94,7 +97,8 @@ class LogDensity:
             raise
         except Exception as error:  # any failure of a model under the extra plate means the same
             return self._give_up(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
-        if not all(_agree(g, e) for g, e in zip(got, expected, strict=True)):
+        eps = torch.finfo(points.dtype).eps  # data may be more precise than the points
+        if not all(_agree(g, e, eps) for g, e in zip(got, expected, strict=True)):
             return self._give_up("values or gradients differ")
         self.vectorized = True
         return True
@@ -137,6 +141,7 @@ class LogDensity:
         if self.latents.enumerated:
             model = poutine.enum(model, first_available_dim=first_available_dim)
         trace = poutine.trace(model).get_trace(*self.model_args, **self.model_kwargs)
+        self.subsampled = any(map(_is_part, trace.nodes.values()))
         trace = prune_subsample_sites(trace)
         self._check_structure(trace)
         trace.compute_log_prob()
@@ -167,6 +172,11 @@ class LogDensity:
                     "was made: build a new guide for data of another size."
                 )
             _check_support(name, fn.support, site.support)
+
+
+def _is_part(site: dict[str, Any]) -> bool:
+    """Whether a site draws which part of a plate is shown."""
+    return site_is_subsample(site) and len(site["value"]) < site["fn"].size
 
 
 def _check_support(name: str, now: Any, then: Any) -> None:
@@ -231,7 +241,7 @@ def _differentiate(fn: Callable, points: Tensor) -> tuple[Tensor, Tensor]:
     return values.detach(), grads
 
 
-def _agree(got: Tensor, expected: Tensor) -> bool:
+def _agree(got: Tensor, expected: Tensor, eps: float) -> bool:
     if got.shape != expected.shape:
         return False
     finite = torch.isfinite(expected)
@@ -240,5 +250,5 @@ def _agree(got: Tensor, expected: Tensor) -> bool:
     # Rounding grows with the size of what was summed, so each point has its own scale.
     size = torch.where(finite, expected.abs(), 0).reshape(len(expected), -1).amax(-1)
     size = size.reshape(-1, *[1] * (expected.dim() - 1)).expand_as(expected)
-    tolerance = 1e3 * torch.finfo(got.dtype).eps * (1 + size)
+    tolerance = 1e3 * max(eps, torch.finfo(got.dtype).eps) * (1 + size)
     return bool(((got - expected).abs() <= tolerance)[finite].all())

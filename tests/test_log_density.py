@@ -181,3 +181,23 @@ def test_a_density_without_gradient_is_refused():
 
     with pytest.raises(ValueError, match="no gradient with respect to its latents"):
         log_density(model)(torch.randn(3, 1))
+
+
+def test_points_less_precise_than_the_data_are_no_lack_of_broadcast():
+    density = log_density(masked, Y.double())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        density(torch.randn(4, 1))
+    assert density.vectorized
+
+
+@pytest.mark.parametrize(("size", "is_part"), [(2, True), (4, False)])
+def test_a_density_from_a_part_of_the_data_is_known_as_such(size, is_part):
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 4, subsample_size=size) as i:
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y[i])
+
+    density = log_density(model, Y)
+    density(torch.zeros(2, 1))
+    assert density.subsampled is is_part

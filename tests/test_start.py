@@ -136,3 +136,29 @@ def test_a_point_can_be_given():
     guide = AutoFlow(model, "affine", init="point", init_loc_fn=init, init_scale=0.5)
     assert_close(guide.unpack(guide.median_latent())["x"], torch.tensor(3.0))
     assert "0.5 wide" in guide.report
+
+
+def test_an_improper_model_still_starts_at_finite_numbers():
+    def model():
+        pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("b", dist.ImproperUniform(dist.constraints.real, (), ()))
+
+    guide = AutoFlow(model, "nsf")
+    assert all(v.isfinite().all() for v in guide.state_dict().values())
+
+
+def test_data_in_double_precision_give_a_guide_in_double_precision():
+    """Priors written with Python numbers are single; rounding of one is not a lack of broadcast."""
+    x = torch.linspace(-1, 1, 20, dtype=torch.float64)
+
+    def model(x, y):
+        slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
+        scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(slope * x, scale), obs=y)
+
+    guide = AutoFlow(model, "affine", model_args=(x, 2 * x + 0.1 * x.sin().cos()))
+    assert guide.dtype == torch.float64
+    y = (2 * x + 0.1 * x.sin().cos()).float()
+    single = AutoFlow(model, "affine", model_args=(x.float(), y))
+    assert single.dtype == torch.float32

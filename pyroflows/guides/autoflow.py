@@ -119,10 +119,11 @@ class AutoFlow(AutoContinuous):
         self.latents = read_latents(trace, type(self).__name__)
         self._first_signature = signature_of(args, kwargs)
         self._signatures = {self._first_signature}
+        is_double = _is_double(trace)
         self._set_pyro_structure(trace)
         loc = self._init_loc()
         log_density = LogDensity(self._raw_model[0], self.latents, args, kwargs)
-        dtype = _latent_dtype(trace, loc, log_density)
+        dtype = torch.float64 if is_double and _runs_in_double(loc, log_density) else loc.dtype
         self.register_buffer("_origin", torch.zeros_like(loc, dtype=dtype), persistent=False)
         bijector = build_bijector(self.latents.dim, **self._recipe).to(self._origin)
         with poutine.block(), torch.no_grad():
@@ -369,16 +370,17 @@ def _cuda(like: Tensor) -> list[torch.device]:
     return [like.device] if like.is_cuda else []
 
 
-def _latent_dtype(trace: poutine.Trace, loc: Tensor, log_density: LogDensity) -> torch.dtype:
-    """Double precision if any part of the model has it and the model runs with it."""
-    if loc.dtype == torch.float64:
-        return loc.dtype
-    sites = [s for s in trace.nodes.values() if s["type"] == "sample"]
-    if not any(s["log_prob"].dtype == torch.float64 for s in sites):
-        return loc.dtype
+def _is_double(trace: poutine.Trace) -> bool:
+    """Whether any part of the model, its data included, is in double precision."""
+    sites = (s for s in trace.nodes.values() if s["type"] == "sample")
+    return any(getattr(s.get("log_prob"), "dtype", None) == torch.float64 for s in sites)
+
+
+def _runs_in_double(loc: Tensor, log_density: LogDensity) -> bool:
+    """Whether the model takes latents in double precision."""
     try:
         with poutine.block(), torch.no_grad():
             log_density._single(loc.double())
     except RuntimeError:  # a product of a float32 matrix with the latents, for instance
-        return loc.dtype
-    return torch.float64
+        return False
+    return True

@@ -13,6 +13,7 @@ from torch import Tensor
 __all__ = ["Start", "matched_noise", "moments", "refine", "student_draws"]
 
 _REFINE_UP_TO = 64
+_LONGEST = 7.0  # log of the largest change of a scale that is believed
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ def _maximise(
         except (RuntimeError, ValueError):  # the model refused a point of the line search
             break
         if not value < best - 1e-3 * dim**0.5 * (kept is not None):
+            break
+        if not factor.diagonal().abs().max() < _LONGEST:  # flat that way: there is no best
             break
         best, kept = value, tuple(t.detach().clone() for t in gaussian())
     return kept

@@ -10,6 +10,7 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
 
+from ..guides import AutoFlow
 from .objectives import PathELBO
 from .survey import guide_name, module_params
 
@@ -74,6 +75,8 @@ def check_data(guide: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
     Raises:
         ValueError: If a floating tensor, other than a scalar, has not.
     """
+    if isinstance(guide, AutoFlow):  # which knows what it was made with, and checks at every call
+        return
     param = next((p for _, p in module_params(guide) if p.is_floating_point()), None)
     if param is None:
         return

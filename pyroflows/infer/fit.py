@@ -202,7 +202,8 @@ def fit_guide(
         if explores:
             with pyro.validation_enabled(False):
                 loss.loss(model, guide, *args, **kwargs)
-            schedule.start_from(loss.spread)
+            if not loss.subsampled:
+                schedule.start_from(loss.spread)
         bar = Progress(progress_bar, guide_name(guide), schedule)
         run = _Run(stepper, schedule, bar, started, loss if explores else None)
         with pyro.validation_enabled(False):  # the survey ran under it; NaN is now to be skipped

@@ -103,6 +103,11 @@ class PathELBO(Trace_ELBO):
         return int(self._num_nonfinite)
 
     @property
+    def subsampled(self) -> bool:
+        """Whether the model showed a part of its data only, so that log p is an estimate."""
+        return self._density is not None and self._density[2].subsampled
+
+    @property
     def spread(self) -> float:
         weights = self._log_weights
         finite = torch.isfinite(weights)
