@@ -189,7 +189,7 @@ def nsf_coupling(
     num_layers: int = 4,
     hidden_dims: Sequence[int] = (64, 64),
     num_bins: int = 8,
-    bound: float = 5.0,
+    bound: float = 8.0,
     activation: Activation = "relu",
 ) -> Bijector:
     """Spline coupling layers that move other coordinates in turn: cheap both ways."""
@@ -239,7 +239,7 @@ def nsf(
     num_layers: int = 3,
     hidden_dims: Sequence[int] = (64, 64),
     num_bins: int = 8,
-    bound: float = 5.0,
+    bound: float = 8.0,
     activation: Activation = "relu",
 ) -> Bijector:
     """Spline autoregressive layers, the order reversed in turn: cheap to sample."""
