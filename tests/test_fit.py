@@ -626,3 +626,26 @@ def test_a_guide_that_has_no_weights_still_fits():
         fit = diagnosed(conjugate, guide, model_args=(Y,), num_steps=200, learning_rate=0.05)
     assert torch.allclose(guide.median(Y)["mu"], Y / 2, atol=0.02)
     assert fit.num_steps == 200
+
+
+def test_a_models_own_parameters_are_trained_in_full_steps_from_a_guide_that_starts_close():
+    """The guide starts at the posterior under the first parameters, which are not the best."""
+    y = 1.0 + torch.randn(50, generator=torch.Generator().manual_seed(0))
+
+    def model(y):
+        shift = pyro.param("shift", torch.tensor(5.0))
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(0.1 * z + shift, 1.0), obs=y)
+
+    guide = AutoFlow(model, "affine", model_args=(y,))
+    fit_guide(
+        model,
+        guide,
+        model_args=(y,),
+        num_steps=2000,
+        seed=0,
+        progress_bar=False,
+        num_diagnostic_samples=0,
+    )
+    assert abs(pyro.param("shift").item() - y.mean().item()) < 0.3

@@ -199,13 +199,16 @@ def fit_guide(
     schedule = Schedule(num_steps, time_budget, tolerance)
     with seeded(seed), _training(guide):
         stepper = _make_stepper(model, guide, args, kwargs, optimizer, learning_rate, loss)
+        bar = Progress(progress_bar, guide_name(guide), schedule)
+        run = _Run(stepper, schedule, bar, started, loss if explores else None)
         if explores:
             with pyro.validation_enabled(False):
                 loss.loss(model, guide, *args, **kwargs)
-            if not loss.subsampled:
+            # A posterior that moves, with the data shown or with the model's own parameters, is
+            # no fixed target; and the model's parameters have the ELBO's gradient, no other.
+            if not loss.subsampled and stepper.trains_only(guide):
+                run.weighs_tails = True
                 schedule.start_from(loss.spread)
-        bar = Progress(progress_bar, guide_name(guide), schedule)
-        run = _Run(stepper, schedule, bar, started, loss if explores else None)
         with pyro.validation_enabled(False):  # the survey ran under it; NaN is now to be skipped
             run.train(guide)
     fit = _collect(run, guide, loss, seed)
@@ -226,6 +229,7 @@ class _Run:
         own_loss: PathELBO | None,
     ) -> None:
         self.own_loss = own_loss
+        self.weighs_tails = False
         self.stepper = stepper
         self.schedule = schedule
         self.progress = progress
@@ -256,7 +260,8 @@ class _Run:
         factor = self.schedule.factor(len(self.losses), perf_counter() - self.started)
         if self.own_loss is not None:
             self.own_loss.score_weight = self.schedule.score_weight
-            self.own_loss.tail_weight = 1.0 - self.schedule.score_weight
+            if self.weighs_tails:
+                self.own_loss.tail_weight = 1.0 - self.schedule.score_weight
         loss = self.stepper.step(factor)
         self.losses.append(loss)
         self.learning_rates.append(self.stepper.learning_rate)

@@ -126,6 +126,9 @@ class Stepper(Protocol):
     def learning_rate(self) -> float:
         """The learning rate of the latest step."""
 
+    def trains_only(self, guide: Callable) -> bool:
+        """Whether all that is trained are parameters of the guide, none of the model."""
+
     def close(self) -> None:
         """Leave the optimizer as it was found."""
 
@@ -171,6 +174,11 @@ class TorchStepper:
     def close(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
         self._set_rates(1.0)
+
+    def trains_only(self, guide: Callable) -> bool:
+        """Whether all that is trained are parameters of the guide, none of the model."""
+        own = guide.parameters() if isinstance(guide, torch.nn.Module) else ()
+        return self._held() <= {id(p) for p in own}
 
     def _held(self) -> set[int]:
         return {id(p) for group in self._optimizer.param_groups for p in group["params"]}
@@ -222,6 +230,10 @@ class PyroStepper:
         guarded = _GuardedOptim(optimizer, self.guard)
         self._svi = SVI(model, guide, guarded, loss=loss_and_grads, loss_and_grads=loss_and_grads)
         self._args, self._kwargs = args, kwargs
+
+    def trains_only(self, guide: Callable) -> bool:
+        """Unknown before the first step."""
+        return False
 
     @property
     def learning_rate(self) -> float:
