@@ -72,7 +72,9 @@ class LogDensity:
             self.check(u.detach()[:3])
         # Extreme points may make parameters invalid: they get NaN, not an exception.
         with pyro.validation_enabled(False):
-            return self._together(u) if self.vectorized else self._one_by_one(u)
+            # A particle plate of size one is squeezed away where discrete sites are summed out.
+            together = self.vectorized and not (self.latents.enumerated and len(u) == 1)
+            return self._together(u) if together else self._one_by_one(u)
 
     def check(self, points: Tensor) -> bool:
         """Compare one vectorized run with one run per point, in value and gradient.
@@ -144,6 +146,8 @@ class LogDensity:
         self.subsampled = any(map(_is_part, trace.nodes.values()))
         trace = prune_subsample_sites(trace)
         self._check_structure(trace)
+        if self.latents.enumerated:
+            _refuse_scales(trace)
         trace.compute_log_prob()
         return trace
 
@@ -197,6 +201,21 @@ def _per_particle(site: dict, num_particles: int, nesting: int) -> Tensor:
     if log_prob.dim() != nesting + 1 or log_prob.shape[0] != num_particles:
         raise RuntimeError(f"site {site['name']!r} has log_prob of shape {tuple(log_prob.shape)}")
     return log_prob.reshape(num_particles, -1).sum(-1)
+
+
+def _refuse_scales(trace: poutine.Trace) -> None:
+    """A scale belongs outside of the sum over a discrete site, where this sum has it inside."""
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and not _is_one(site["scale"]):
+            raise StructureError(
+                f"Site {name!r} is scaled (by poutine.scale or a subsampled plate) in a model with "
+                "enumerated discrete sites, whose sum is not right under a scale. Show all of the "
+                "data, or sum the discrete sites out by hand (MixtureSameFamily, for instance)."
+            )
+
+
+def _is_one(scale: float | Tensor) -> bool:
+    return bool((torch.as_tensor(scale) == 1).all())
 
 
 def _sum_out(trace: poutine.Trace) -> Tensor:

@@ -13,6 +13,7 @@ from pyro.infer.mcmc.util import initialize_model
 from pyro.ops.indexing import Vindex
 from torch.testing import assert_close
 
+from pyroflows import AutoFlow
 from pyroflows.guides.prototype import init_to_center, read_latents
 from pyroflows.log_density import LogDensity, StructureError
 
@@ -201,3 +202,23 @@ def test_a_density_from_a_part_of_the_data_is_known_as_such(size, is_part):
     density = log_density(model, Y)
     density(torch.zeros(2, 1))
     assert density.subsampled is is_part
+
+
+def test_one_point_of_an_enumerated_model_and_a_guide_for_it():
+    density = log_density(mixture, Y)
+    u = torch.randn(3, density.latents.dim)
+    together = density(u)
+    assert_close(torch.cat([density(row[None]) for row in u]), together, rtol=1e-4, atol=1e-4)
+    assert AutoFlow(mixture, "affine", model_args=(Y,)).report.startswith("started")
+
+
+def test_a_scale_around_an_enumerated_site_is_refused():
+    @config_enumerate
+    def model(y):
+        a = pyro.sample("a", dist.Normal(0.0, 3.0))
+        with pyro.plate("data", len(y)), poutine.scale(scale=2.0):
+            z = pyro.sample("z", dist.Bernoulli(0.7))
+            pyro.sample("y", dist.Normal(a * z, 1.0), obs=y)
+
+    with pytest.raises(StructureError, match="is scaled"):
+        AutoFlow(model, "affine", model_args=(Y,))

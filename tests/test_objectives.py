@@ -209,3 +209,18 @@ def test_the_spread_is_that_of_the_log_weights():
 def test_a_number_of_particles_below_one_is_refused(number):
     with pytest.raises(ValueError, match=f"num_particles >= 1, got {number}"):
         PathELBO(number)
+
+
+def test_data_of_another_shape_are_checked_again():
+    """One datum broadcasts with anything; 64 data would be paired with 64 particles."""
+
+    def model(y):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(a, 1.0), obs=y)
+
+    guide = AutoFlow(model, "affine", model_args=(torch.zeros(1),))
+    loss = PathELBO(64)
+    loss.loss(model, guide, torch.zeros(1))
+    with pytest.warns(UserWarning, match="one by one"):
+        value = loss.loss(model, guide, torch.full((64,), 0.5))
+    assert value > 60

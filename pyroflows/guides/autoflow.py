@@ -276,8 +276,8 @@ class AutoFlow(AutoContinuous):
             ValueError: If a site is missing, unknown or of the wrong shape.
         """
         self._require_setup()
-        self.latents.check_values(sites, type(self).__name__)
         values = {name: torch.as_tensor(v).to(self._origin) for name, v in sites.items()}
+        self.latents.check_values(values, type(self).__name__)
         inside, values = self._inside(values)
         u = self.latents.unconstrain(values)
         log_det = self.latents.constrain(u)[1]

@@ -16,7 +16,7 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
 from ..guides import AutoFlow
-from ..guides.prototype import init_to_center, read_latents
+from ..guides.prototype import init_to_center, read_latents, signature_of
 from ..log_density import LogDensity
 
 __all__ = ["PathELBO"]
@@ -95,7 +95,7 @@ class PathELBO(Trace_ELBO):
         self.tail_weight = tail_weight
         self.vectorized: bool | None = None
         self._log_weights = torch.zeros(0)
-        self._density: tuple[Callable, Any, LogDensity] | None = None
+        self._density: tuple[Callable, Any, tuple, LogDensity] | None = None
         self._num_nonfinite: Tensor | int = 0
 
     @property
@@ -105,7 +105,7 @@ class PathELBO(Trace_ELBO):
     @property
     def subsampled(self) -> bool:
         """Whether the model showed a part of its data only, so that log p is an estimate."""
-        return self._density is not None and self._density[2].subsampled
+        return self._density is not None and self._density[3].subsampled
 
     @property
     def spread(self) -> float:
@@ -186,8 +186,9 @@ class PathELBO(Trace_ELBO):
     def _log_density(
         self, model: Callable, guide: AutoFlow, args: tuple, kwargs: dict
     ) -> LogDensity:
-        cached = self._density
-        if cached is None or cached[0] is not model or cached[1] is not guide.latents:
+        cached, signature = self._density, signature_of(args, kwargs)
+        # Data of another shape may broadcast in another way, so they are checked again.
+        if cached is None or cached[0] is not model or cached[1:3] != (guide.latents, signature):
             density = LogDensity(model, guide.latents, args, kwargs)
             if not self.vectorize_particles:
                 density.vectorized = False
@@ -195,8 +196,8 @@ class PathELBO(Trace_ELBO):
                 with torch.no_grad():
                     points = guide.get_posterior().rsample((3,))
                 density.check(points)
-            self._density = cached = (model, guide.latents, density)
-        density = cached[2]
+            self._density = cached = (model, guide.latents, signature, density)
+        density = cached[3]
         density.model_args, density.model_kwargs = args, kwargs
         return density
 
