@@ -18,10 +18,9 @@ from torch import Tensor
 from ..guides import AutoFlow
 from ..guides.prototype import init_to_center, read_latents, signature_of
 from ..log_density import LogDensity
+from .surrogate import flow_surrogate
 
 __all__ = ["PathELBO"]
-
-_MAX_RATIO = 10.0  # of a draw's weight to the mean weight
 
 
 class PathELBO(Trace_ELBO):
@@ -97,10 +96,11 @@ class PathELBO(Trace_ELBO):
         self._log_weights = torch.zeros(0)
         self._density: tuple[Callable, Any, tuple, LogDensity] | None = None
         self._num_nonfinite: Tensor | int = 0
+        self._tally: Tensor | None = None
 
     @property
     def num_nonfinite_particles(self) -> int:
-        return int(self._num_nonfinite)
+        return int(self._num_nonfinite) + self._left_out()
 
     @property
     def subsampled(self) -> bool:
@@ -138,50 +138,31 @@ class PathELBO(Trace_ELBO):
         log_density = self._log_density(model, guide, args, kwargs)
         # Pyro's param store is of use to handlers only, and keeping it costs a tenth of a step.
         posterior = guide.get_posterior() if am_i_wrapped() else guide.unregistered_posterior()
-        shape = (self.num_particles,)
+        noise = torch.randn(
+            self.num_particles, guide.latent_dim, dtype=guide.dtype, device=guide.device
+        )
+        weights = {"score_weight": self.score_weight, "tail_weight": self.tail_weight}
         if not torch.is_grad_enabled():
-            draws, log_q = posterior.rsample_and_log_prob(shape)
-            elbo = self._mean(log_density(draws) - log_q)[0]
-            self.vectorized = log_density.vectorized
-            return -elbo
-        if self.score_weight == 1:
-            draws, log_q = posterior.rsample_and_log_prob(shape)
-        else:
-            draws, log_q, score = posterior.rsample_and_score(shape)
-        if draws.requires_grad:
-            draws.register_hook(self._drop_nonfinite)
-        surrogate = log_p = log_density(draws)
+            weights = {"score_weight": 1.0}  # needs no derivatives
+        found = flow_surrogate(
+            posterior.bijector, log_density, noise, **weights, tally=self._tally_like(noise)
+        )
         self.vectorized = log_density.vectorized
-        log_weights = log_p.detach() - log_q.detach()
-        elbo, finite = self._mean(log_weights)
-        if self.score_weight:
-            surrogate = surrogate - self.score_weight * log_q
-        if self.score_weight != 1:  # log q enters only through its gradient at the draw
-            surrogate = surrogate - (1 - self.score_weight) * (draws * score).sum(-1)
-        if self.tail_weight:
-            surrogate = surrogate * self._tail_factor(log_weights, finite)
-        surrogate = torch.where(finite, surrogate, 0).sum() / finite.sum().clamp_min(1)
-        return -(elbo + surrogate - surrogate.detach())
+        self._num_nonfinite = self._num_nonfinite + found.num_nonfinite
+        self._log_weights = found.log_weights
+        return found.loss
 
-    def _mean(self, log_weights: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean over finite draws (NaN if there is none), and which they are."""
-        finite = torch.isfinite(log_weights)
-        self._num_nonfinite = self._num_nonfinite + (~finite).sum()
-        self._log_weights = log_weights.detach()
-        return torch.where(finite, log_weights, 0).sum() / finite.sum(), finite
+    def _tally_like(self, noise: Tensor) -> Tensor:
+        """A leaf whose gradient, summed up over backward passes, counts what they left out."""
+        if self._tally is None or self._tally.device != noise.device:
+            self._num_nonfinite, self._tally = self._num_nonfinite + self._left_out(), None
+            self._tally = torch.zeros(
+                (), dtype=torch.float32, device=noise.device, requires_grad=True
+            )
+        return self._tally
 
-    def _tail_factor(self, log_weights: Tensor, finite: Tensor) -> Tensor:
-        """Between one and each draw's weight, as far as the weights are to be relied on."""
-        number = finite.sum()
-        ratio = torch.where(finite, log_weights, -torch.inf).softmax(-1) * number
-        ess = number / ratio.square().sum()
-        ratio = ratio.clamp_max(_MAX_RATIO)
-        return torch.lerp(torch.ones_like(ratio), ratio, self.tail_weight * ess)
-
-    def _drop_nonfinite(self, grad: Tensor) -> Tensor:
-        finite = torch.isfinite(grad).all(-1, keepdim=True)
-        self._num_nonfinite = self._num_nonfinite + (~finite).sum()
-        return torch.where(finite, grad, 0)
+    def _left_out(self) -> int:
+        return 0 if self._tally is None or self._tally.grad is None else int(self._tally.grad)
 
     def _log_density(
         self, model: Callable, guide: AutoFlow, args: tuple, kwargs: dict
