@@ -41,15 +41,17 @@ class FlowTerms(NamedTuple):
 
 
 class DrawWeights(NamedTuple):
-    """What each draw counts for.
+    """What each draw counts for, among all that there are.
 
     Args:
         values: In the gradient, shape ``(K)``; zero for draws that are not finite.
-        number: The number of finite draws, which the mean of the losses is over.
+        elbo: The mean log weight of all finite draws; NaN if there is none.
+        num_nonfinite: The number of the others.
     """
 
     values: Tensor
-    number: Tensor
+    elbo: Tensor
+    num_nonfinite: Tensor
 
 
 class Surrogate(NamedTuple):
@@ -84,8 +86,8 @@ def flow_surrogate(
         noise: Standard normal, shape ``(K, D)``.
         score_weight: As in :class:`~pyroflows.PathELBO`; a number, not a tensor.
         tail_weight: As in :class:`~pyroflows.PathELBO`; a number, not a tensor.
-        weights: What these draws count for where they are a part of more; the loss is then their
-            part of the whole. By default :func:`draw_weights` of their own.
+        weights: What these draws count for where they are a part of more; the loss is then that
+            of all, its gradient their part. By default :func:`draw_weights` of their own.
         tally: A scalar that requires a gradient: its gradient counts the draws at which that of
             the model is not finite. They are left out, counted or not.
     """
@@ -131,23 +133,23 @@ def draw_weights(log_weights: Tensor, tail_weight: float = 0.0) -> DrawWeights:
     """
     finite = torch.isfinite(log_weights)
     number = finite.sum()
+    elbo = torch.where(finite, log_weights, 0).sum() / number
     share = number.clamp_min(1).to(log_weights.dtype).reciprocal()
     if not tail_weight:
-        return DrawWeights(finite * share, number)
+        return DrawWeights(finite * share, elbo, (~finite).sum())
     ratio = torch.where(finite, log_weights, -torch.inf).softmax(-1) * number
     ess = number / ratio.square().sum()
     ratio = ratio.clamp_max(_MAX_RATIO)
     factor = torch.lerp(torch.ones_like(ratio), ratio, tail_weight * ess)
-    return DrawWeights(torch.where(finite, factor * share, 0), number)
+    return DrawWeights(torch.where(finite, factor * share, 0), elbo, (~finite).sum())
 
 
 def weighted_surrogate(terms: FlowTerms, weights: DrawWeights) -> Surrogate:
     """Bring terms and weights together."""
     finite = torch.isfinite(terms.log_weights)
-    elbo = torch.where(finite, terms.log_weights, 0).sum() / weights.number
     surrogate = (torch.where(finite, terms.parts, 0) * weights.values).sum()
-    loss = -(elbo + (surrogate - surrogate.detach()))
-    return Surrogate(loss, terms.log_weights, (~finite).sum())
+    loss = -(weights.elbo + (surrogate - surrogate.detach()))
+    return Surrogate(loss, terms.log_weights, weights.num_nonfinite)
 
 
 class _DropNonfinite(torch.autograd.Function):
