@@ -98,7 +98,10 @@ def test_density_is_that_of_pyro(model, request):
     assert density.vectorized
     expected = reference(model, density.latents, u, Y.double())
     assert_close(got, expected, rtol=1e-6, atol=1e-6)
-    assert_close(density._one_by_one(u), expected, rtol=1e-6, atol=1e-6)
+    for method in ("vmap", "plate", "loop"):
+        one = LogDensity(model, density.latents, (Y.double(),), method=method)
+        assert_close(one(u), expected, rtol=1e-6, atol=1e-6)
+        assert one.method == method
 
 
 def wrong_sum(y):
@@ -118,23 +121,52 @@ def value_branch(y):
     pyro.sample("y", dist.Normal(mu + shift, 1.0).expand([4]).to_event(1), obs=y)
 
 
-@pytest.mark.parametrize("model", [wrong_sum, value_branch], ids=lambda m: m.__name__)
-def test_models_that_do_not_broadcast_are_run_one_by_one(model):
-    density = log_density(model, Y)
-    u = torch.tensor([[0.5, -0.3], [1.5, 0.2], [-0.7, 2.0]])[:, : density.latents.dim]
+def small_wrong_sum(y):
+    """Too small beside the rest to be seen in the value, and in each point's own gradient."""
+    mu = pyro.sample("mu", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    pyro.factor("f", 1e6 - 1e-5 * (mu - 1.0).square().sum())
+
+
+def test_a_branch_on_a_latent_is_run_one_by_one():
+    density = log_density(value_branch, Y)
+    u = torch.tensor([[0.5], [1.5], [-0.7]])
     with pytest.warns(UserWarning, match="one by one"):
         got = density(u)
     assert density.vectorized is False
+    assert density.method == "loop"
+    assert [note.split(":")[0] for note in density.notes] == ["vmap", "plate"]
     assert_close(got, torch.stack([density._single(row) for row in u]))
 
 
-def test_a_matrix_product_falls_back_or_is_right():
-    density = log_density(matrix_product, Y)
-    u = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("model", [wrong_sum, small_wrong_sum, matrix_product])
+def test_models_that_do_not_broadcast_are_right_under_vmap(model):
+    density = log_density(model, Y)
+    u = torch.randn(6, density.latents.dim, generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("error")
         got = density(u)
+    assert density.method == "vmap"
     assert_close(got, torch.stack([density._single(row) for row in u]))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (wrong_sum, "depends on the others|the log density of f"),
+        (small_wrong_sum, "the density of one draw depends on the others"),
+        (matrix_product, "RuntimeError"),
+    ],
+)
+def test_a_plate_is_refused_where_it_is_wrong(model, reason):
+    plain = log_density(model, Y)
+    u = torch.randn(3, plain.latents.dim, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=f"method='plate'.*({reason})"):
+        LogDensity(model, plain.latents, (Y,), method="plate").check(u)
+
+
+def test_an_unknown_method_is_named():
+    with pytest.raises(ValueError, match=r"expected method to be one of .*'plate'.*got 'fast'"):
+        LogDensity(regression, None, method="fast")
 
 
 def test_changed_structure_is_refused():
@@ -212,13 +244,14 @@ def test_one_point_of_an_enumerated_model_and_a_guide_for_it():
     assert AutoFlow(mixture, "affine", model_args=(Y,)).report.startswith("started")
 
 
-def test_a_scale_around_an_enumerated_site_is_refused():
+def test_a_scale_on_one_site_of_a_discrete_sum_is_refused():
     @config_enumerate
     def model(y):
         a = pyro.sample("a", dist.Normal(0.0, 3.0))
-        with pyro.plate("data", len(y)), poutine.scale(scale=2.0):
+        with pyro.plate("data", len(y)):
             z = pyro.sample("z", dist.Bernoulli(0.7))
-            pyro.sample("y", dist.Normal(a * z, 1.0), obs=y)
+            with poutine.scale(scale=2.0):
+                pyro.sample("y", dist.Normal(a * z, 1.0), obs=y)
 
-    with pytest.raises(StructureError, match="is scaled"):
+    with pytest.raises(StructureError, match="have different scales"):
         AutoFlow(model, "affine", model_args=(Y,))

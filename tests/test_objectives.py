@@ -159,10 +159,10 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_counted():
     assert all(p.grad.isfinite().all() for p in guide.parameters())
 
 
-def test_a_model_that_does_not_broadcast_gets_the_right_numbers_and_a_warning():
+def test_a_model_that_cannot_be_batched_gets_the_right_numbers_and_a_warning():
     def model():
         x = pyro.sample("x", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
-        pyro.factor("f", -(x - 1.0).square().sum())
+        pyro.factor("f", -(x - 1.0).square().sum() if x.sum() > -50 else x.sum())
 
     guide = AutoFlow(model, "affine", init="point")
     loss = PathELBO(16)
@@ -221,6 +221,4 @@ def test_data_of_another_shape_are_checked_again():
     guide = AutoFlow(model, "affine", model_args=(torch.zeros(1),))
     loss = PathELBO(64)
     loss.loss(model, guide, torch.zeros(1))
-    with pytest.warns(UserWarning, match="one by one"):
-        value = loss.loss(model, guide, torch.full((64,), 0.5))
-    assert value > 60
+    assert loss.loss(model, guide, torch.full((64,), 0.5)) > 60

@@ -131,7 +131,7 @@ def _in_double(
     probes = points[0] + jitter[:, None]
     # Checked in its own dtype: constants of the model in float32 would blur the comparison.
     log_density.check(probes.to(dtype))
-    double.vectorized = log_density.vectorized
+    double.method = log_density.method
     try:
         double(probes)
     except StructureError:

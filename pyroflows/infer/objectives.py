@@ -170,10 +170,9 @@ class PathELBO(Trace_ELBO):
         cached, signature = self._density, signature_of(args, kwargs)
         # Data of another shape may broadcast in another way, so they are checked again.
         if cached is None or cached[0] is not model or cached[1:3] != (guide.latents, signature):
-            density = LogDensity(model, guide.latents, args, kwargs)
-            if not self.vectorize_particles:
-                density.vectorized = False
-            else:
+            method = "auto" if self.vectorize_particles else "loop"
+            density = LogDensity(model, guide.latents, args, kwargs, method=method)
+            if self.vectorize_particles:
                 with torch.no_grad():
                     points = guide.get_posterior().rsample((3,))
                 density.check(points)
@@ -219,7 +218,7 @@ class PathELBO(Trace_ELBO):
         values = {name: trace.nodes[name]["value"] for name in latents.sites}
         loc = latents.unconstrain(values)
         shift = torch.linspace(0.01, 0.1, 3).to(loc)[:, None]
-        self.vectorized = LogDensity(model, latents, args, kwargs).check(loc + shift)
+        self.vectorized = LogDensity(model, latents, args, kwargs).broadcasts(loc + shift)
         self.vectorize_particles = self.vectorized
 
 
