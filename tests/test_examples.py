@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import pyroflows as pf
-from tests.benchmarks import _posteriors, posteriordb, step, targets
+from tests.benchmarks import _posteriors, posteriordb, targets
 
 ROOT = Path(__file__).parent.parent
 DATABASE = os.environ.get(posteriordb.PATH_VARIABLE)
@@ -77,14 +77,6 @@ def test_an_example_runs_as_a_user_runs_it(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "out" / "energy.png").exists()
-
-
-def test_the_benchmark_of_a_step(tmp_path):
-    pytest.importorskip("zuko", reason="zuko, the peer, is not installed")
-    rows = step.main(["--smoke", "--output", str(tmp_path / "step.json")])
-    assert [row["step"] for row in rows] == ["PathELBO", "SVI", "zuko"]
-    assert all(row["ratio to zuko"] > 0 for row in rows)
-    assert json.loads((tmp_path / "step.json").read_text())["rows"][2]["ratio to zuko"] == 1
 
 
 @pytest.mark.parametrize("name", targets.TARGETS)
