@@ -1,6 +1,8 @@
 """Where guides start: modes, curvature, several modes, no mode at all."""
 
+import copy
 import math
+import pickle
 
 import pyro
 import pyro.distributions as dist
@@ -8,7 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pyroflows import AutoFlow
+from pyroflows import AutoFlow, energy_model
 from pyroflows.guides.start import find_start, hessian
 
 
@@ -162,3 +164,37 @@ def test_data_in_double_precision_give_a_guide_in_double_precision():
     y = (2 * x + 0.1 * x.sin().cos()).float()
     single = AutoFlow(model, "affine", model_args=(x.float(), y))
     assert single.dtype == torch.float32
+
+
+def two_far_modes(u):
+    """A mixture of 62 and 38 %, whose second derivative by logaddexp is NaN at both modes."""
+    big = math.log(0.62) - 0.5 * (u - 20).square().sum(-1)
+    return torch.logaddexp(big, math.log(0.38) - 0.5 * (u + 20).square().sum(-1))
+
+
+def test_an_overflow_in_the_second_derivative_hides_no_mode():
+    u = torch.full((2,), 20.0, dtype=torch.float64)
+    assert_close(hessian(two_far_modes, u), -torch.eye(2).double(), atol=1e-6, rtol=0)
+    start = find_start(two_far_modes, points(2))
+    assert "2 modes" in start.report
+    low, high = sorted(start.modes, key=lambda mode: mode.loc[0].item())
+    for mode, place, mass in ((low, -20.0, 0.38), (high, 20.0, 0.62)):
+        assert_close(mode.mode, torch.full((2,), place).double(), atol=1e-3, rtol=0)
+        assert mode.elbo == pytest.approx(math.log(2 * math.pi * mass), abs=0.01)
+
+
+def test_one_mode_is_not_kept():
+    eye = torch.eye(2).double()
+    assert find_start(gaussian(torch.ones(2).double(), eye), points(2)).modes == ()
+
+
+def test_modes_stay_with_a_copy_of_the_guide():
+    model = energy_model(two_far_modes, dim=2)
+    guide = AutoFlow(model, "affine")
+    assert len(guide.modes) == 2
+    twins = [copy.deepcopy(guide), pickle.loads(pickle.dumps(guide)), AutoFlow(model, "affine")]
+    twins[-1].load_state_dict(guide.state_dict())
+    for twin in twins:
+        for mode, other in zip(guide.modes, twin.modes, strict=True):
+            assert torch.equal(mode.loc, other.loc)
+            assert torch.equal(mode.scale_tril, other.scale_tril)

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..bijector import Bijector
 from ..flows import Flow
 from ..log_density import LogDensity
+from .gaussians import Start
 from .outer import build_bijector, initialise
 from .posterior import FlowDistribution
 from .prototype import (
@@ -64,6 +65,9 @@ class AutoFlow(AutoContinuous):
 
     Attributes:
         report: What the initialisation did, in words.
+        modes: The modes that the initialisation climbed to, where they are two or more, each with
+            ``loc``, ``scale`` and ``elbo``, an estimate of its log mass, on unconstrained
+            coordinates in float64. :func:`~pyroflows.importance_diagnostics` looks for them.
 
     Raises:
         ValueError: For options that do not exist, and for models that one flow cannot hold:
@@ -106,6 +110,7 @@ class AutoFlow(AutoContinuous):
         self._pending: list[Callable] = []
         self._signatures: set[tuple] = set()
         self.latents = None
+        self.modes: tuple[Start, ...] = ()
         self.report = "not initialised: call the guide, or pass model_args="
         if model_args is not None or model_kwargs is not None or takes_no_arguments(model):
             with poutine.block():
@@ -127,7 +132,7 @@ class AutoFlow(AutoContinuous):
         self.register_buffer("_origin", torch.zeros_like(loc, dtype=dtype), persistent=False)
         bijector = build_bijector(self.latents.dim, **self._recipe).to(self._origin)
         with poutine.block(), torch.no_grad():
-            self.report = initialise(bijector, log_density, loc.to(dtype), **self._init)
+            self.report, self.modes = initialise(bijector, log_density, loc.to(dtype), **self._init)
         self.bijector = bijector
         for fn in self._pending:
             self._apply(fn)

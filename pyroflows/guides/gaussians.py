@@ -27,6 +27,7 @@ class Start:
         elbo: Estimated evidence lower bound of this Gaussian.
         report: What was done, for a person.
         mode: The mode that its climb led to, shape ``(D)``; ``None`` if that did not end in one.
+        modes: The best Gaussian of each mode found, where there are two or more.
     """
 
     loc: Tensor
@@ -35,6 +36,7 @@ class Start:
     elbo: float
     report: str
     mode: Tensor | None = None
+    modes: tuple[Start, ...] = ()
 
 
 def refine(log_density: Callable[[Tensor], Tensor], start: Start, num_rounds: int = 12) -> Start:

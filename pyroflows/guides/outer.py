@@ -60,8 +60,8 @@ def initialise(
     init: str,
     init_scale: float,
     given: bool,
-) -> str:
-    """Set the outer affine map of ``bijector``, and say in words what was done.
+) -> tuple[str, tuple[Start, ...]]:
+    """Set the outer affine map of ``bijector``; say in words what was done, and what modes seen.
 
     Args:
         bijector: The guide's map, whose last part may be affine.
@@ -73,14 +73,14 @@ def initialise(
     """
     affine = bijector.bijectors[-1]
     if not isinstance(affine, FullAffine | LocScale | LowRankAffine):
-        return "no outer affine map: the flow starts at zero with unit scale"
+        return "no outer affine map: the flow starts at zero with unit scale", ()
     if init == "point":
         start = _narrow(loc, init_scale, f"started at the given point, {init_scale:g} wide")
     else:
         start = _climb(log_density, loc, given, init_scale)
     _set(affine, start, loc)
     _warn_of_resolution(start, loc)
-    return start.report
+    return start.report, start.modes
 
 
 def _narrow(loc: Tensor, scale: float, report: str) -> Start:

@@ -52,9 +52,18 @@ def find_start(
     if not modes:
         return _fallback(log_density, paths)
     best = max(modes, key=lambda mode: mode.elbo)
-    others = [m for m in modes if m is not best and m.mode is not None]
+    distinct = [m for m in modes if m.mode is not None]
+    others = [m for m in distinct if m is not best]
     best = refine(log_density, best)
-    return (_cover(log_density, [best, *others]) if others else None) or best
+    start = (_cover(log_density, [best, *others]) if others else None) or best
+    return replace(start, modes=tuple(map(_on_cpu, distinct)) if len(distinct) > 1 else ())
+
+
+def _on_cpu(mode: Start) -> Start:
+    """A mode to be kept with the guide, whatever device that moves to."""
+    names = ("loc", "scale", "scale_tril", "mode")
+    tensors = {name: getattr(mode, name) for name in names}
+    return replace(mode, **{n: t if t is None else t.cpu() for n, t in tensors.items()})
 
 
 def _best_along(
@@ -149,14 +158,24 @@ def _hessian_rows(fn: Callable[[Tensor], Tensor], u: Tensor, index: Tensor) -> T
             (grad,) = torch.autograd.grad(fn(batch).sum(), batch, create_graph=True)
             picked = grad.gather(1, index[:, None]).sum()
             (rows,) = torch.autograd.grad(picked, batch)
-        return rows.detach()
-    except RuntimeError:  # some density without a second derivative: difference its gradient
-        step = torch.finfo(u.dtype).eps ** (1 / 3) * (1 + u[index].abs())
-        shift = torch.zeros(len(index), len(u), dtype=u.dtype, device=u.device)
-        shift.scatter_(1, index[:, None], step[:, None])
-        above = value_and_grad(fn, u + shift)[1]
-        below = value_and_grad(fn, u - shift)[1]
-        return (above - below) / (2 * step[:, None])
+        if torch.isfinite(rows).all():
+            return rows.detach()
+    except RuntimeError:  # some density without a second derivative
+        pass
+    return _differences(fn, u, index)
+
+
+def _differences(fn: Callable[[Tensor], Tensor], u: Tensor, index: Tensor) -> Tensor:
+    """Rows of the Hessian from the gradient, as where the second derivative overflows.
+
+    That of ``logaddexp`` is NaN where its two terms are far apart, as at one of two far modes.
+    """
+    step = torch.finfo(u.dtype).eps ** (1 / 3) * (1 + u[index].abs())
+    shift = torch.zeros(len(index), len(u), dtype=u.dtype, device=u.device)
+    shift.scatter_(1, index[:, None], step[:, None])
+    above = value_and_grad(fn, u + shift)[1]
+    below = value_and_grad(fn, u - shift)[1]
+    return (above - below) / (2 * step[:, None])
 
 
 def _climb(log_density: Callable, start: Tensor, num_rounds: int = 40) -> list[Tensor]:

@@ -14,6 +14,7 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from ._log_prob import is_deterministic, is_factor
+from ._modes import ModeDraws
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class GuideDraws:
         log_q: log density of the guide, float64 ``(S,)``, or None likewise.
         probe: log weights of other draws, with widened noise, that estimate the same log Z,
             float64; or None where the guide is not made of normal noise.
+        modes: draws around the modes that the guide's start found; None where it found no two.
         rounding: relative rounding error of the log densities.
         num_outside: draws outside the support of the model.
         point_masses: latents that the guide gives one and the same value.
@@ -76,6 +78,7 @@ class GuideDraws:
     log_p: Tensor | None
     log_q: Tensor | None
     probe: Tensor | None
+    modes: ModeDraws | None
     rounding: float
     num_outside: int
     point_masses: tuple[str, ...]

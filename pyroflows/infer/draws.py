@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -26,7 +24,9 @@ from ._log_prob import (
     num_outside_support,
     per_draw,
 )
+from ._modes import ModeDraws, draw_modes
 from ._probe import Widened, noise_size
+from ._seeding import seeded
 from ._sites import (
     GuideDraws,
     InferOptions,
@@ -41,24 +41,6 @@ __all__ = ["GuideDraws", "Site", "draw_from_guide", "seeded"]
 
 _PARTICLES = "num_particles_vectorized"
 _NUMBERS_PER_PASS = 2**24
-
-
-@contextlib.contextmanager
-def seeded(seed: int | None) -> Iterator[None]:
-    """Draw from a seed and leave every generator of the caller as it was; None draws on."""
-    if seed is None:
-        yield
-        return
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    python_state = random.getstate()
-    numpy_state = np.random.get_state()  # noqa: NPY002, what Pyro seeds
-    try:
-        with torch.random.fork_rng(devices=list(devices)):
-            pyro.set_rng_seed(seed)
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 def draw_from_guide(
@@ -109,7 +91,8 @@ def draw_from_guide(
     with seeded(seed), torch.no_grad(), pyro.validation_enabled(False):
         parts, vectorized = run.all(num_samples, batch_size, keep)
         probe = run.probe(num_samples, batch_size, vectorized)
-    return run.collect(parts, vectorized, probe)
+        modes = draw_modes(model, guide, run.args, run.kwargs, vectorized) if run.complete else None
+    return run.collect(parts, vectorized, probe, modes)
 
 
 @dataclass(frozen=True)
@@ -354,7 +337,13 @@ class _Run:
             picked.add_node(name, **{**node, "value": value, "infer": dict(node["infer"])})
         return picked
 
-    def collect(self, parts: list[_Part], vectorized: bool, probe: Tensor | None) -> GuideDraws:
+    def collect(
+        self,
+        parts: list[_Part],
+        vectorized: bool,
+        probe: Tensor | None,
+        modes: ModeDraws | None,
+    ) -> GuideDraws:
         """Join the parts."""
 
         def join(attribute: str) -> dict[str, Tensor]:
@@ -370,6 +359,7 @@ class _Run:
             log_p=torch.cat([p.log_p for p in parts]) if self.complete else None,
             log_q=torch.cat([p.log_q for p in parts]) if self.complete else None,
             probe=probe,
+            modes=modes,
             rounding=self.rounding,
             num_outside=sum(part.num_outside for part in parts),
             point_masses=tuple(n for n in self.latents if self._is_constant(n, values)),

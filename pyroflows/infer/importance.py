@@ -8,36 +8,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..psis import good_pareto_k, smooth_log_weights
+from ._verdict import Moved, judge
 from .draws import GuideDraws, draw_from_guide
 
 __all__ = ["ImportanceDiagnostics", "diagnose", "importance_diagnostics", "rounding_tolerance"]
 
-# Bars for "usable": draws used as they are then have means within a tenth of a standard deviation
-# and standard deviations within a tenth. ESS, shape and gap alone do not tell: a guide that is off
-# by half a standard deviation in one coordinate has ESS 78 %, a gap of 0.12 and a shape near 0.
-_USABLE_K = 0.5
-_USABLE_ESS = 0.5
-_USABLE_GAP = 0.5
-_USABLE_SHIFT = 0.1
-_USABLE_SPREAD = 0.1
-# Below this many effective draws no weighted mean is known to a tenth of a standard deviation.
-_MIN_EFFECTIVE_DRAWS = 100
-# A Gaussian guide this many times too narrow has a true shape of 0.67. The estimated shape of a few
-# in a hundred guides of an improper posterior falls below 0.7 by chance; none is below this bar.
-_TOO_NARROW = 1.75
-# Share of log Z that widened draws may find beyond the guide's reach; the rest is noise.
-_MAX_MISSED = 0.05
-_FAR = 1e15
 _MAX_ROUNDING = 1e-3
-_CHECKED_NUMBERS = 2**26
 
 _ADVICE = {
-    "usable": "Use the draws as they are. No draw can tell of a mode the guide never visits: "
-    "where several are possible, fit again from other starts.",
+    "usable": "Use the draws as they are. No draw can tell of a mode that neither the guide nor "
+    "its start ever visited: where several are possible, fit again from other starts.",
     "reweight": "Use the draws with their importance weights (log_weights), or fit longer or "
     "with a richer flow until they are usable as they are.",
     "do not trust": "Use neither draws nor weights. Fit longer or with a richer flow, "
@@ -68,6 +51,8 @@ class ImportanceDiagnostics:
         sd_ratio: smallest and largest ratio of weighted to raw standard deviation of these scores.
         missed: share of Z found by draws with widened noise where the guide's own do not go;
             NaN where the guide is not made of normal noise.
+        missed_modes: modes that the guide's start climbed to and its draws never reach: where each
+            is, and its share of Z.
         vectorized: whether the draws went through the model together.
     """
 
@@ -86,6 +71,7 @@ class ImportanceDiagnostics:
     mean_shift: float = 0.0
     sd_ratio: tuple[float, float] = (1.0, 1.0)
     missed: float = math.nan
+    missed_modes: tuple[tuple[str, float], ...] = ()
     vectorized: bool = True
 
     def __str__(self) -> str:
@@ -123,7 +109,8 @@ def importance_diagnostics(
 
     - "do not trust" where the shape exceeds ``good_k``, fewer than 100 draws are effective,
       weighting widens a latent coordinate more than 1.75-fold, draws with widened noise find more
-      than 5 % of the posterior beyond the guide's own, a log density is not a number, draws ran off
+      than 5 % of the posterior beyond the guide's own, a mode that the guide's start climbed to
+      holds more than 1 % where its draws never go, a log density is not a number, draws ran off
       beyond 1e15, or a latent is a point in the guide;
     - "usable" where the shape is at most 0.5, half of the draws are effective, the ELBO is within
       half a nat of log Z, and weighting moves no latent coordinate's mean by more than a tenth
@@ -134,7 +121,8 @@ def importance_diagnostics(
     parallel enumeration are summed out. Draws go through the model together where that is found
     sound, without gradients. As many draws again, of a guide made of normal noise (``AutoFlow``,
     Pyro's normal guides), have their noise widened twofold or fourfold in one coordinate: they tell
-    of a tail that falls off too early, as the guide's own cannot. No draws tell of a far mode.
+    of a tail that falls off too early, as the guide's own cannot. Of a far mode no such draw tells:
+    where the start of an ``AutoFlow`` climbed to several, draws around each do.
 
     Args:
         model: a Pyro model, conditioned on its data.
@@ -192,7 +180,7 @@ def diagnose(draws: GuideDraws) -> ImportanceDiagnostics:
     log_z = float(smoothed.logsumexp(0)) - math.log(size)
     weights = (smoothed - smoothed.logsumexp(0)).exp() if log_z > -math.inf else smoothed.exp()
     squares = float(weights.square().sum())
-    moved = _Moved.by_weights(draws, weights)
+    moved = Moved.by_weights(draws, weights)
     numbers = {
         "elbo": elbo,
         "elbo_se": elbo_se,
@@ -205,7 +193,8 @@ def diagnose(draws: GuideDraws) -> ImportanceDiagnostics:
         "num_nonfinite": num_nonfinite,
         "missed": _missed(draws, log_z),
     }
-    verdict, reasons = _judge(draws, numbers, moved)
+    modes = [] if draws.modes is None else draws.modes.missed(log_z, size)
+    verdict, reasons = judge(draws, numbers, moved, modes)
     return ImportanceDiagnostics(
         **numbers,
         verdict=verdict,
@@ -213,6 +202,7 @@ def diagnose(draws: GuideDraws) -> ImportanceDiagnostics:
         log_weights=log_weights,
         mean_shift=moved.shift,
         sd_ratio=(moved.smallest, moved.largest),
+        missed_modes=tuple(modes),
         vectorized=draws.vectorized,
     )
 
@@ -261,126 +251,6 @@ def _mean_and_error(log_weights: Tensor, num_nonfinite: int) -> tuple[float, flo
     if len(finite) == 1:
         return float(finite[0]), math.inf
     return float(finite.mean()), float(finite.std()) / math.sqrt(len(finite))
-
-
-@dataclass(frozen=True)
-class _Moved:
-    """How far weighting moves the latent coordinates, on the scale of their normal scores.
-
-    Normal scores of the ranks: the same for any monotone change of variable, finite for heavy
-    tails, and exact for a posterior at 5e4 with standard deviation 1e-3.
-    """
-
-    shift: float
-    shift_at: str
-    smallest: float
-    smallest_at: str
-    largest: float
-    largest_at: str
-    farthest: float
-    farthest_at: str
-
-    @classmethod
-    def by_weights(cls, draws: GuideDraws, weights: Tensor) -> _Moved:
-        shift, small, large, far = (0.0, ""), (1.0, ""), (1.0, ""), (0.0, "")
-        size = len(weights)
-        scores = torch.special.ndtri((torch.arange(size, dtype=torch.float64) + 0.5) / size)
-        total = max(sum(v[0].numel() for v in draws.values.values()), 1)
-        stride = math.ceil(total * size / _CHECKED_NUMBERS)
-        for name, value in draws.values.items():
-            if draws.sites[name].kind != "latent":
-                continue
-            flat = value.reshape(size, -1)
-            far = max(far, (float(flat.abs().max()) if flat.numel() else 0.0, name))
-            for first in range(0, flat.shape[1], 1024 * stride):
-                block = flat[:, first : first + 1024 * stride : stride]
-                ranked = weights[block.argsort(dim=0, stable=True)]
-                mean = (ranked * scores[:, None]).sum(0)
-                variance = (ranked * scores[:, None] ** 2).sum(0) - mean**2
-                ratio = (variance / scores.var(correction=0)).clamp(min=0).sqrt()
-                shift = max(shift, (float(mean.abs().max()), name))
-                small = min(small, (float(ratio.min()), name))
-                large = max(large, (float(ratio.max()), name))
-        return cls(*shift, *small, *large, *far)
-
-    def reasons(self) -> list[str]:
-        found = []
-        if self.shift > _USABLE_SHIFT:
-            found.append(
-                f"weighting moves the mean of '{self.shift_at}' by {self.shift:.2f} standard "
-                f"deviations (bar {_USABLE_SHIFT})"
-            )
-        for ratio, name in (
-            (self.smallest, self.smallest_at),
-            (self.largest, self.largest_at),
-        ):
-            if not 1 - _USABLE_SPREAD <= ratio <= 1 + _USABLE_SPREAD:
-                found.append(
-                    f"weighting multiplies the standard deviation of '{name}' by {ratio:.2f} "
-                    f"(bar 1 ± {_USABLE_SPREAD})"
-                )
-        return found
-
-
-def _judge(
-    draws: GuideDraws, numbers: dict[str, float], moved: _Moved
-) -> tuple[str, tuple[str, ...]]:
-    reasons = _reasons_against(draws, numbers, moved)
-    if reasons:
-        return "do not trust", tuple(reasons)
-    reasons = _reasons_to_reweight(draws, numbers, moved)
-    if reasons:
-        return "reweight", tuple(reasons)
-    return "usable", ("raw and weighted draws agree in every latent coordinate",)
-
-
-def _reasons_against(draws: GuideDraws, numbers: dict[str, float], moved: _Moved) -> list[str]:
-    reasons, size = [], numbers["num_samples"]
-    if numbers["num_nonfinite"]:
-        reasons.append(f"log density NaN or infinite at {numbers['num_nonfinite']} of {size} draws")
-    if draws.point_masses:
-        names = ", ".join(f"'{name}'" for name in draws.point_masses)
-        reasons.append(f"the guide gives {names} a single value, which is no density")
-    if not moved.farthest <= _FAR:
-        reasons.append(
-            f"'{moved.farthest_at}' reaches {moved.farthest:.1g}: is its posterior proper?"
-        )
-    if size < 25:
-        reasons.append(f"{size} draws are too few for a verdict: use 1000 or more")
-    elif numbers["pareto_k"] > numbers["good_k"]:
-        reasons.append(
-            f"k-hat {numbers['pareto_k']:.2f} exceeds {numbers['good_k']:.2f}: a few draws carry "
-            "the weight, so even log Z is not known"
-        )
-    if moved.largest > _TOO_NARROW:
-        reasons.append(
-            f"weighting widens '{moved.largest_at}' {moved.largest:.1f}-fold (bar {_TOO_NARROW}): "
-            "the guide misses its tails, or its posterior is improper"
-        )
-    # Widened draws weigh at most twice as much as the guide's own at the same point.
-    if numbers["missed"] > _MAX_MISSED + 4 * numbers["log_z_se"]:
-        reasons.append(
-            f"draws wider than the guide's find {numbers['missed']:.0%} of the posterior where its "
-            f"own never go (bar {_MAX_MISSED:.0%}), so log Z and k-hat say too much for it"
-        )
-    effective = numbers["ess"] * size
-    if effective < _MIN_EFFECTIVE_DRAWS:
-        reasons.append(f"only {effective:.0f} effective draws (at least {_MIN_EFFECTIVE_DRAWS})")
-    return reasons
-
-
-def _reasons_to_reweight(draws: GuideDraws, numbers: dict[str, float], moved: _Moved) -> list[str]:
-    reasons, size = [], numbers["num_samples"]
-    if draws.num_outside:
-        reasons.append(f"{draws.num_outside} of {size} draws lie outside the model's support")
-    if numbers["pareto_k"] > _USABLE_K:
-        reasons.append(f"k-hat {numbers['pareto_k']:.2f} (bar {_USABLE_K})")
-    if numbers["ess"] < _USABLE_ESS:
-        reasons.append(f"ESS {100 * numbers['ess']:.3g} % of the draws (bar {_USABLE_ESS:.0%})")
-    gap = numbers["log_z"] - numbers["elbo"]
-    if gap > _USABLE_GAP:
-        reasons.append(f"the ELBO is {gap:.3g} nat below log Z (bar {_USABLE_GAP})")
-    return reasons + moved.reasons()
 
 
 def _wrapped(text: str, bullet: str = "") -> str:
