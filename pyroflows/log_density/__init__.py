@@ -2,5 +2,6 @@
 
 from .density import LogDensity
 from .structure import StructureError
+from .tracing import Program
 
-__all__ = ["LogDensity", "StructureError"]
+__all__ = ["LogDensity", "Program", "StructureError"]

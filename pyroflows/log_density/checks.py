@@ -13,7 +13,15 @@ from torch import Tensor
 from .runs import METHODS, JointRuns, Terms, total
 from .structure import StructureError
 
-__all__ = ["Reference", "complaint", "differentiate", "reference", "same_randomness"]
+__all__ = [
+    "Reference",
+    "complaint",
+    "differentiate",
+    "probe_points",
+    "reference",
+    "same_randomness",
+    "spread",
+]
 
 
 @dataclass(frozen=True)
@@ -139,3 +147,10 @@ def probe_points(u: Tensor, number: int = 3) -> Tensor:
     shift = 0.01 * torch.arange(1, number, dtype=u.dtype, device=u.device)
     points[1:] = torch.where(same[:, None], points[1:] + shift[:, None], points[1:])
     return points
+
+
+def spread(points: Tensor, number: int) -> Tensor:
+    """So many points, near those given and all distinct."""
+    index = torch.arange(number, device=points.device)
+    shift = 0.01 * index.to(points) / max(number, 1)
+    return points.detach()[index % len(points)] + shift[:, None]

@@ -8,12 +8,13 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from ..latents import Latents
-from .checks import complaint, probe_points, reference
+from .checks import complaint, probe_points, reference, spread
+from .programs import Programs, is_heard
 from .runs import METHODS, JointRuns, total
+from .tracing import Program, arguments_of
 
 __all__ = ["LogDensity"]
 
@@ -39,7 +40,6 @@ class LogDensity:
 
     Attributes:
         method: How batches are evaluated; ``None`` until it has been decided.
-        notes: What was tried and not taken, in words.
         subsampled: Whether the latest run showed only a part of some plate, so that the density is
             an estimate.
     """
@@ -61,7 +61,9 @@ class LogDensity:
         self._candidates = _ORDER if method == "auto" else (method,)
         self._is_given = method != "auto"
         self.method: str | None = "loop" if method == "loop" else None
-        self.notes: tuple[str, ...] = ()
+        self._notes: tuple[str, ...] = ()
+        self._programs = Programs(self._runs)
+        self._seen: Tensor | None = None  # points that the model was run at
         self._num_undecided = 0
 
     @property
@@ -89,6 +91,17 @@ class LogDensity:
         self._runs.model_kwargs = dict(kwargs)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What was tried and not taken, in words."""
+        reason = self._programs.reason
+        return (*self._notes, f"no flat graph: {reason}") if reason else self._notes
+
+    @property
+    def traced(self) -> bool:
+        """Whether a flat graph of tensor operations stands for the model at some batch size."""
+        return self._programs.any
+
+    @property
     def subsampled(self) -> bool:
         return self._runs.subsampled
 
@@ -108,10 +121,45 @@ class LogDensity:
         """
         if not len(u):
             return u.new_zeros(0)
+        if self._seen is None:
+            self._seen = probe_points(u)
         if self.method is None:
             self._num_undecided += 1
             if len(u) > 1 or self._num_undecided > _UNDECIDED_CALLS:
                 self.check(probe_points(u))
+        program = None if is_heard() else self._programs.find(u, self.method)
+        values = None if program is None else self._programs.run(program, u)
+        return self._by_handlers(u) if values is None else values
+
+    def program(self, num_points: int, like: Tensor | None = None) -> Program | None:
+        """Return the log density of so many points as a flat graph, taken now if there is none.
+
+        The same object comes back as long as it is right, so this may be asked at every step, and
+        what was built upon it is to be built anew when another comes. The tensors of ``inputs()``
+        are those of now: data passed by :attr:`model_args`, and the model's parameters. What cannot
+        be seen from outside the model is found by ``Program.agrees``, which costs a run of it.
+
+        Args:
+            num_points: The number of points ``K``.
+            like: A tensor of the dtype and device of the points; that of the latest call if not
+                given.
+
+        Returns:
+            The program, or ``None`` if the model cannot be taken as a graph: :attr:`notes` say why.
+        """
+        if like is None:
+            like = torch.zeros((), device=self._device()) if self._seen is None else self._seen[0]
+        known = self._seen if self._seen is not None else like.new_zeros(1, self.latents.dim)
+        if self.method is None:
+            self.check(probe_points(known.to(like)))
+        return self._programs.find(spread(known.to(like), num_points), self.method, now=True)
+
+    def _device(self) -> torch.device | None:
+        """The device of the model's data, if they tell it."""
+        tensors, _ = arguments_of(self._runs)
+        return tensors[0].device if tensors else None
+
+    def _by_handlers(self, u: Tensor) -> Tensor:
         # Extreme points may make parameters invalid: they get NaN, not an exception.
         with pyro.validation_enabled(False):
             return total(METHODS[self.method or "loop"](self._runs, u))
@@ -130,10 +178,11 @@ class LogDensity:
         """
         if self.method == "loop":
             return False
+        self._seen = points.detach()
         method, reasons = self._first_right(points, self._candidates)
         if method is None and not reasons:
             return False
-        self.notes = tuple(reasons)
+        self._notes = tuple(reasons)
         if method is None and self._is_given:
             raise ValueError(
                 f"LogDensity: the model cannot be evaluated with method={self._candidates[0]!r} "
@@ -173,11 +222,6 @@ class LogDensity:
     def _single(self, u: Tensor) -> Tensor:
         """The log density of one point by Pyro's handlers."""
         return total(self._runs.single(u))
-
-    def _unseen(self, u: Tensor) -> Tensor:
-        """The log density by handlers, which others do not see."""
-        with poutine.block(), pyro.validation_enabled(False):
-            return total(METHODS[self.method or "loop"](self._runs, u))
 
 
 def _warn_of_loop(also: str, reasons: list[str]) -> None:

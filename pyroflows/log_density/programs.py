@@ -1,0 +1,153 @@
+"""Which flat graph stands for a model now, and whether any does."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.block_messenger import BlockMessenger
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import Tensor
+
+from .recording import NotTraceable
+from .runs import JointRuns
+from .tracing import Program, arguments_of, trace
+
+__all__ = ["Programs"]
+
+_WORTH_IT = 3  # calls with handlers before a graph is taken, which costs about ten of them
+_MAX_CHANGES = 5
+_MAX_PROGRAMS = 32
+
+
+class Programs:
+    """The flat graphs of a model, by number of points, dtype, and kind of arguments.
+
+    Args:
+        runs: The model.
+
+    Attributes:
+        reason: Why there are no graphs (any more), or nothing.
+    """
+
+    def __init__(self, runs: JointRuns) -> None:
+        self.reason = ""
+        self._runs = runs
+        self._programs: dict[tuple, Program] = {}
+        self._num_asked: dict[tuple, int] = {}
+        self._num_changes = 0
+
+    def __reduce__(self) -> tuple:
+        """Copies take their own."""
+        return Programs, (self._runs,)
+
+    @property
+    def any(self) -> bool:
+        """Whether some graph is in use."""
+        return bool(self._programs)
+
+    def find(self, u: Tensor, method: str | None, *, now: bool = False) -> Program | None:
+        """The graph for such points, or ``None`` where the model itself is to be run.
+
+        Args:
+            u: Points, shape ``(K, D)``.
+            method: How the model is run for many points.
+            now: Whether to take a graph at once, not only when points come again and again.
+        """
+        if self.reason or method not in ("vmap", "plate"):
+            return None
+        _, arguments = arguments_of(self._runs)
+        key = (method, u.shape, u.dtype, u.device, torch.get_default_dtype(), arguments)
+        program = self._programs.get(key)
+        if program is not None and program.is_current():
+            return program
+        if program is not None:
+            self._count_change()
+        elif len(self._programs) + len(self._num_asked) > 8 * _MAX_PROGRAMS:
+            self._programs.clear()
+            self._num_asked.clear()
+        self._num_asked[key] = self._num_asked.get(key, 0) + 1
+        if self.reason or (self._num_asked[key] < _WORTH_IT and not now) or _is_transformed():
+            return None
+        return self._take(key, u, method)
+
+    def run(self, program: Program, u: Tensor) -> Tensor | None:
+        """Evaluate a graph, and compare it with the model at calls 2, 10, 100, 1000, ...
+
+        Returns:
+            Log densities, or ``None`` where the model has become another.
+        """
+        program.num_calls += 1
+        if _is_due(program.num_calls) and not _is_transformed() and not program.agrees(u):
+            self._give_up("its value changed while its arguments did not")
+            warnings.warn(
+                "The log density of the model changed between calls with the same arguments, by "
+                "something that could not be seen, so it is run by Pyro's handlers from now on. "
+                f"The last {program.num_calls - 1} calls may have used an older one: pass what "
+                "changes as an argument of the model.",
+                stacklevel=4,
+            )
+            return None
+        if _PYRO_STACK:
+            _tell(program.params)
+        return program(u)
+
+    def _take(self, key: tuple, u: Tensor, method: str) -> Program | None:
+        try:
+            program = trace(self._runs, method, u)
+        except NotTraceable as error:
+            self._give_up(str(error))
+            return None
+        if len(self._programs) >= _MAX_PROGRAMS:
+            self._programs.pop(next(iter(self._programs)))
+        self._programs[key] = program
+        return program
+
+    def _count_change(self) -> None:
+        self._programs.clear()
+        self._num_changes += 1
+        if self._num_changes > _MAX_CHANGES:
+            self._give_up("what it reads beside its tensors keeps changing")
+
+    def _give_up(self, reason: str) -> None:
+        self.reason = reason
+        self._programs.clear()
+
+
+def is_heard() -> bool:
+    """Whether a handler around would see the model's samples, or change them."""
+    for handler in reversed(_PYRO_STACK):
+        if isinstance(handler, BlockMessenger) and _hides_samples(handler):
+            return False
+        if not getattr(handler, "param_only", False):
+            return True
+    return False
+
+
+def _hides_samples(handler: BlockMessenger) -> bool:
+    message: Any = {"type": "sample", "name": "", "is_observed": False, "infer": {}}
+    try:
+        return bool(handler.hide_fn(message))
+    except Exception:  # a function of the user's, which may look at anything
+        return False
+
+
+def _tell(names: tuple[str, ...]) -> None:
+    """Let the handlers around know of the parameters in use, as running the model would."""
+    store = pyro.get_param_store()
+    for name in names:
+        if name in store:
+            pyro.param(name)
+
+
+def _is_due(num_calls: int) -> bool:
+    """At calls 2, 10, 100, 1000, ..."""
+    text = str(num_calls)
+    return num_calls == 2 or (num_calls >= 10 and text[0] == "1" and not text[1:].strip("0"))
+
+
+def _is_transformed() -> bool:
+    """Whether some ``torch.func`` transform is under way, in which nothing can be compared."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
