@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Partials, Transformer, bounded, bounded_slope
+from .fused import FusedTransformer, State, bounded, bounded_slope
 
 __all__ = ["Affine"]
 
 
 @dataclass(frozen=True)
-class Affine(Transformer):
+class Affine(FusedTransformer):
     r"""The map :math:`y = e^a x + b`, with :math:`a` softly bounded.
 
     References:
@@ -39,25 +39,41 @@ class Affine(Transformer):
         if not self.max_log_scale > 0:
             raise ValueError(f"Affine expected max_log_scale > 0, got {self.max_log_scale}.")
 
-    def forward_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    def plain_forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         shift, log_scale = self._unpack(params)
         y = torch.addcmul(shift, log_scale.exp(), x)
         return y, log_scale.expand_as(y)
 
-    def inverse_and_log_det(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    def plain_inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         shift, log_scale = self._unpack(params)
         x = (y - shift) * (-log_scale).exp()
         return x, -log_scale.expand_as(x)
 
-    def partials(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor, Partials]:
-        x, params = x.detach(), params.detach()
-        shift, log_scale = self._unpack(params)
-        moved = log_scale.exp() * x
-        slope = bounded_slope(params[..., 1], self.max_log_scale)
-        y_params = torch.stack([torch.ones_like(x), moved * slope], dim=-1)
-        log_slope_params = torch.stack([torch.zeros_like(x), slope], dim=-1)
-        partials = Partials(y_params, torch.zeros_like(x), log_slope_params)
-        return moved + shift, log_scale, partials
+    def evaluate(self, x: Tensor, raws: Tensor) -> tuple[Tensor, Tensor, State]:
+        log_scale = bounded(raws[1], self.max_log_scale)
+        scale = log_scale.exp()
+        moved = scale * x
+        return moved + raws[0], log_scale, (raws, scale, moved)
+
+    def evaluate_inverse(self, y: Tensor, raws: Tensor) -> tuple[Tensor, Tensor, State]:
+        log_scale = bounded(raws[1], self.max_log_scale)
+        moved = y - raws[0]
+        scale = log_scale.exp()
+        return moved / scale, log_scale, (raws, scale, moved)
+
+    def log_slope_x(self, state: State) -> Tensor:
+        return torch.zeros_like(state[2])
+
+    def pull(
+        self, state: State, grad_y: Tensor | None, grad_log: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        raws, scale, moved = state
+        by_scale = grad_log if grad_y is None else grad_y * moved
+        if grad_y is not None and grad_log is not None:
+            by_scale = by_scale + grad_log
+        shift = torch.zeros_like(moved) if grad_y is None else grad_y
+        by_raw = by_scale * bounded_slope(raws[1], self.max_log_scale)
+        return shift * scale, torch.stack([shift, by_raw])
 
     def _unpack(self, params: Tensor) -> tuple[Tensor, Tensor]:
         shift, raw = params.unbind(-1)

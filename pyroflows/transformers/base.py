@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Partials", "Transformer", "bounded", "forward_with_partials"]
+__all__ = ["Partials", "Transformer", "forward_with_partials"]
 
 
 class Partials(NamedTuple):
@@ -91,8 +91,7 @@ class _WithPartials(torch.autograd.Function):
             grad_x, grad_params = grad_y * log_slope.exp(), grad_y[..., None] * y_params
         if grad_log is not None:
             by_x, by_params = grad_log * log_slope_x, grad_log[..., None] * log_slope_params
-            grad_x = by_x if grad_x is None else grad_x + by_x
-            grad_params = by_params if grad_params is None else grad_params + by_params
+            grad_x, grad_params = _add(grad_x, by_x), _add(grad_params, by_params)
         return None, grad_x, grad_params
 
 
@@ -102,11 +101,5 @@ def _gradients(output: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
     return torch.autograd.grad(output.sum(), inputs, retain_graph=True, materialize_grads=True)
 
 
-def bounded(raw: Tensor, limit: float) -> Tensor:
-    """A smooth map onto (-limit, limit) with slope 1 at zero."""
-    return raw / (1 + (raw / limit).abs())
-
-
-def bounded_slope(raw: Tensor, limit: float) -> Tensor:
-    """The slope of :func:`bounded`."""
-    return (1 + (raw / limit).abs()).pow(-2)
+def _add(a: Tensor | None, b: Tensor) -> Tensor:
+    return b if a is None else a + b
