@@ -78,8 +78,8 @@ def draw_modes(
     u = torch.cat([_draw(mode, number) for mode in guide.modes])
     log_mixture = torch.stack([_log_prob(mode, u) for mode in guide.modes]).logsumexp(0)
     log_mixture = log_mixture - math.log(len(guide.modes))
-    log_density = LogDensity(model, guide.latents, args, kwargs)
-    log_density.vectorized = None if vectorized else False
+    method = "auto" if vectorized else "loop"
+    log_density = LogDensity(model, guide.latents, args, kwargs, method=method)
     points = u.to(guide.device, guide.dtype)
     log_p = log_density(points).double().cpu()
     log_q = guide.unregistered_posterior().log_prob(points).double().cpu()
