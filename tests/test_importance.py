@@ -350,7 +350,16 @@ def _outer_product(y):
         pyro.sample("y", dist.Normal(torch.stack([mu, mu, mu], -1), 1.0), obs=y)
 
 
-@pytest.mark.parametrize("model", [_does_not_broadcast, _sums_over_draws, _outer_product])
+def _errs_beside_a_large_constant(y):
+    mu = pyro.sample("mu", dist.Normal(torch.zeros(3), 1e-5).to_event(1))
+    pyro.factor("constant", torch.full(mu.shape[:-1], 1e6))
+    pyro.factor("f", -mu[0].sum() * 1e5)  # of the first draw alone where draws come together
+
+
+@pytest.mark.parametrize(
+    "model",
+    [_does_not_broadcast, _sums_over_draws, _outer_product, _errs_beside_a_large_constant],
+)
 def test_models_that_do_not_broadcast_are_run_one_draw_at_a_time(model):
     y, guide = DATA.float(), AutoNormal(model)
     with pytest.warns(UserWarning, match="taking 60 draws one at a time") as caught:

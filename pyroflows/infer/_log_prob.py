@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,15 +28,34 @@ class LogDensities:
 
     Attributes:
         total: scaled and masked, float64, shape ``(num,)``, or ``(1,)`` for a single draw.
+        terms: by site, its part in the total; the total alone where sites are summed out.
         sizes: how many numbers each site's log density had.
-        magnitude: sum over sites of the largest absolute value.
         rounding: relative rounding error of the least precise site.
     """
 
     total: Tensor
+    terms: dict[str, Tensor]
     sizes: dict[str, int]
-    magnitude: float
     rounding: float
+
+    def differs(self, other: LogDensities, index: int) -> str | None:
+        """Name a site that this one draw, alone, scores in another way than draw ``index`` there.
+
+        Each site has a tolerance of its own: a constant of 1e6 would hide the errors of another.
+        """
+        for name, term in self.terms.items():
+            alone, together = float(term[0]), other.terms[name]
+            usual = together[together.isfinite()].abs()
+            size = float(usual.median()) if len(usual) else 0.0
+            there = float(together[index])
+            if math.isfinite(alone) and math.isfinite(there):
+                if abs(alone - there) <= 1e-3 * (1 + size + abs(alone)):
+                    continue
+            elif alone == there or (math.isnan(alone) and math.isnan(there)):
+                continue
+            where = f" at site '{name}'" if name else ""
+            return f"{where} of one draw is {alone:.6g} alone and {there:.6g} among {len(together)}"
+        return None
 
 
 def log_densities(
@@ -61,15 +81,14 @@ def log_densities(
     rounding = max(torch.finfo(node["log_prob"].dtype).eps for node in nodes.values())
     if marginal:
         total = _marginal(trace, nodes, num)
-        return LogDensities(total, sizes, float(total.abs().max()), rounding)
-    total, magnitude = torch.zeros(num or 1, dtype=torch.float64), 0.0
+        return LogDensities(total, {"": total}, sizes, rounding)
+    total, parts = torch.zeros(num or 1, dtype=torch.float64), {}
     for name, node in nodes.items():
         size = None if single is None else (single.sizes[name],)
         terms = per_draw(node["log_prob"], num, size, name).to(torch.float64)
-        terms = terms.reshape(num or 1, -1).sum(-1).cpu()
-        total = total + terms
-        magnitude += float(terms.abs().max())
-    return LogDensities(total, sizes, magnitude, rounding)
+        parts[name] = terms.reshape(num or 1, -1).sum(-1).cpu()
+        total = total + parts[name]
+    return LogDensities(total, parts, sizes, rounding)
 
 
 def per_draw(

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ._log_prob import (
+    LogDensities,
     NotVectorized,
     is_point_mass,
     log_densities,
@@ -239,7 +240,7 @@ class _Run:
         outside = num_outside_support(model_trace, self.latents, num)
         part = _Part(values, {}, {}, log_p.total, log_q.total, int(outside.sum()))
         if num is not None and check:
-            self._check(num, guide_trace, part)
+            self._check(num, guide_trace, log_p, log_q)
         part.log_p = part.log_p.masked_fill(outside, -math.inf)
         if keep.everything:
             part.values = self._values(model_trace, num, ("latent", "deterministic"))
@@ -306,25 +307,23 @@ class _Run:
             if site.kind == "observed"
         }
 
-    def _check(self, num: int, guide_trace: poutine.Trace, part: _Part) -> None:
+    def _check(
+        self,
+        num: int,
+        guide_trace: poutine.Trace,
+        together_p: LogDensities,
+        together_q: LogDensities,
+    ) -> None:
         """Score two of the draws again, alone, and compare."""
         for index in sorted({0, num - 1}):
             single_guide, single_model = self.traces(None, self._pick(guide_trace, num, index))
             single_q, single_p = self.single
             log_q = log_densities(single_guide, None, single_q)
             log_p = log_densities(single_model, None, single_p, marginal=bool(self.marginalized))
-            # A draw alone is scored through the inverse, which sees it rounded: far from zero and
-            # narrow, that is much. A model that does not broadcast is off by whole nats.
-            tolerance = 1e-3 * (1 + log_p.magnitude + log_q.magnitude)
-            for name, alone, together in (
-                ("model", log_p.total, part.log_p),
-                ("guide", log_q.total, part.log_q),
-            ):
-                if not _agree(alone[0], together[index], tolerance):
-                    raise NotVectorized(
-                        f"the {name}'s log density of one draw is {alone[0].item():.6g} alone and "
-                        f"{together[index].item():.6g} among {num}"
-                    )
+            pairs = {"model": (log_p, together_p), "guide": (log_q, together_q)}
+            for name, (alone, together) in pairs.items():
+                if (told := alone.differs(together, index)) is not None:
+                    raise NotVectorized(f"the {name}'s log density{told}")
 
     def _pick(self, guide_trace: poutine.Trace, num: int, index: int) -> poutine.Trace:
         # Sites that are functions of others (Delta) are computed again, not compared bit by bit.
@@ -379,9 +378,3 @@ class _Run:
 def _batches(num_samples: int, batch_size: int) -> list[int]:
     rest = num_samples % batch_size
     return [batch_size] * (num_samples // batch_size) + ([rest] if rest else [])
-
-
-def _agree(alone: Tensor, together: Tensor, tolerance: float) -> bool:
-    if alone.isfinite() and together.isfinite():
-        return abs(float(alone - together)) <= tolerance
-    return bool(alone == together) or bool(alone.isnan() and together.isnan())
