@@ -246,6 +246,41 @@ def test_deterministic_sites_get_their_plates_back(arviz):
     assert group(data, "posterior")["constant"].shape == (1, 20, 2)
 
 
+def as_many_events_as_plates(together):
+    def model():
+        with pyro.plate("row", 3):
+            x = pyro.sample("x", dist.Normal(0.0, 1.0))
+            both = torch.stack([x, x + 100, x + 200], -1)
+            # A constant of all draws has no axis of draws to count from.
+            pyro.deterministic("square", both if together else torch.ones(3, 3))
+            pyro.deterministic("plain", 2 * x)
+            pyro.deterministic("said", both, event_dim=1)
+
+    return model
+
+
+@pytest.mark.arviz
+def test_an_event_as_large_as_its_plate_is_told_from_it(arviz):
+    posterior = group(convert(as_many_events_as_plates(True)), "posterior")
+    assert posterior["square"].dims[2:] == ("row", "square_dim_1")
+    assert posterior["said"].dims[2:] == ("row", "said_dim_1")
+    assert posterior["plain"].dims[2:] == ("row",)
+    x, square = posterior["x"].values, posterior["square"].values
+    np.testing.assert_allclose(square, x[..., None] + np.array([0, 100, 200]), rtol=1e-6)
+
+
+@pytest.mark.arviz
+def test_an_event_that_cannot_be_told_from_its_plate_keeps_neutral_names(arviz):
+    with pytest.warns(UserWarning, match="as large as a plate") as caught:
+        posterior = group(convert(as_many_events_as_plates(False)), "posterior")
+    told = [str(w.message) for w in caught if "as large as" in str(w.message)]
+    assert len(told) == 1
+    assert "'square'" in told[0]
+    assert "event_dim=" in told[0]
+    assert posterior["square"].dims[2:] == tuple(f"square_dim_{i}" for i in range(2))
+    assert posterior["said"].dims[2:] == ("row", "said_dim_1")
+
+
 @pytest.mark.arviz
 def test_names_that_arviz_keeps_are_changed(arviz, tmp_path):
     def inner():
@@ -340,6 +375,49 @@ def test_masked_matrix_of_observations_is_nan_there(arviz):
     likelihood = group(data, "log_likelihood")["y"]
     assert np.isnan(likelihood.values[0, :, 0, 1]).all()
     assert np.isfinite(likelihood.values[0][:, mask.numpy()]).all()
+
+
+@pytest.mark.arviz
+@pytest.mark.parametrize("order", [("a", "b", "c"), ("c", "b", "a"), ("b", "a", "c")])
+def test_outcomes_of_one_plate_with_masks_of_their_own(arviz, order):
+    masks = {"a": [True, True, True], "b": [True, False, True], "c": [False, True, True]}
+
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("n", 3):
+            for name in order:
+                with pyro.poutine.mask(mask=torch.tensor(masks[name])):
+                    pyro.sample(name, dist.Normal(mu, 1.0), obs=y)
+
+    with pytest.warns(UserWarning, match="masked observations") as caught:
+        data = convert(model, DATA)
+    told = [str(w.message) for w in caught if "masked" in str(w.message)]
+    assert len(told) == 1
+    assert "'a'" not in told[0]
+    assert all(f"'{name}'" in told[0] for name in "bc")
+    likelihood = group(data, "log_likelihood")
+    assert list(likelihood["n"].values) == [0, 1, 2]
+    mu = torch.as_tensor(group(data, "posterior")["mu"].values[0])[:, None]
+    expected = dist.Normal(mu, 1.0).log_prob(DATA).numpy()
+    for name, mask in masks.items():
+        found = likelihood[name].values[0]
+        assert np.isnan(found[:, ~np.array(mask)]).all()
+        np.testing.assert_allclose(found[:, mask], expected[:, mask], rtol=1e-5)
+
+
+@pytest.mark.arviz
+def test_outcomes_of_one_plate_with_one_mask_are_dropped_together(arviz):
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("n", 3), pyro.poutine.mask(mask=torch.tensor([True, False, True])):
+            pyro.sample("a", dist.Normal(mu, 1.0), obs=y)
+            pyro.sample("b", dist.Normal(mu, 2.0), obs=y)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        likelihood = group(convert(model, DATA), "log_likelihood")
+    assert list(likelihood["n"].values) == [0, 2]
+    assert np.isfinite(likelihood["b"].values).all()
 
 
 @pytest.mark.arviz

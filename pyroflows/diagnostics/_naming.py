@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..infer._sites import Site
 
-__all__ = ["Names", "to_numpy"]
+__all__ = ["Names", "deterministic_event_dims", "to_numpy"]
 
 # ArviZ and xarray keep these for themselves.
 _RESERVED = ("chain", "draw", "sample", "pred_id")
@@ -65,7 +65,7 @@ class Names:
     def value(self, name: str, site: Site, values: np.ndarray) -> tuple[list[str], np.ndarray]:
         """Name the axes of values ``(lead, *shape)`` after plates and events."""
         if site.kind == "deterministic":
-            event_dim = _deterministic_event_dim(site)
+            event_dim = self._num_event(site)
             return self._named(name, site, values, len(site.shape) - event_dim, event_dim)
         padding = (1,) * (len(site.full_shape) + 1 - values.ndim)
         values = values.reshape(values.shape[0], *padding, *values.shape[1:])
@@ -96,7 +96,10 @@ class Names:
 
     @staticmethod
     def _num_event(site: Site) -> int:
-        return _deterministic_event_dim(site) if site.kind == "deterministic" else site.event_dim
+        if site.kind != "deterministic":
+            return site.event_dim
+        found = deterministic_event_dims(site)
+        return found[0] if len(found) == 1 else len(site.shape)  # neutral names, not wrong ones
 
     def _as_given(self, name: str, found: list[str], site: Site, num_event: int) -> list[str]:
         given = self.given[name]
@@ -132,16 +135,14 @@ def _unique(wanted: dict[str, str], suffix: str, taken: Iterable[str]) -> dict[s
     return names
 
 
-def _deterministic_event_dim(site: Site) -> int:
-    """Guess the event axes: ``pyro.deterministic`` calls all axes events, plates or not.
+def deterministic_event_dims(site: Site) -> list[int]:
+    """Possible numbers of event axes: ``pyro.deterministic`` calls all axes events, plates or not.
 
-    The fewest rightmost axes that leave every plate an axis of its size; all if none do.
+    One where it was said, or seen from the axes of many draws. Else each that leaves every plate an
+    axis of its size, the fewest first; all axes if none does.
     """
     rank = len(site.shape)
-    for event_dim in range(rank + 1) if site.plates else ():
-        if all(
-            event_dim - axis <= rank and site.shape[axis - event_dim] == size
-            for axis, (_, size) in site.plates.items()
-        ):
-            return event_dim
-    return rank
+    if not site.plates or site.event_dim < rank:
+        return [site.event_dim]
+    found = [event_dim for event_dim in range(rank + 1) if site.plates_fit(event_dim)]
+    return found or [rank]

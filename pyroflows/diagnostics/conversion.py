@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..infer.draws import GuideDraws, draw_from_guide
+from ..infer.draws import GuideDraws, Site, draw_from_guide
 from ..infer.importance import ImportanceDiagnostics, diagnose, rounding_tolerance
 from ..psis import psis
 from . import _arviz
-from ._naming import Names, to_numpy
+from ._naming import Names, deterministic_event_dims, to_numpy
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -53,7 +53,8 @@ def to_inference_data(
       (their difference), ``log_weight_psis`` (smoothed and normalised), and one number each of
       ``elbo``, ``elbo_se``, ``log_z``, ``log_z_se``, ``pareto_k``, ``good_k``, ``ess_is``; the
       verdict is in its attributes;
-    - ``log_likelihood``: unscaled, without masked observations;
+    - ``log_likelihood``: unscaled, without masked observations, or with NaN in their place where
+      sites of one plate are masked differently;
     - ``posterior_predictive`` and ``observed_data``: observed sites;
     - ``fit_stats``: the ELBO by step, where a fit is given.
 
@@ -111,6 +112,7 @@ def to_inference_data(
     if fit is not None:
         groups["fit_stats"] = _fit_stats(fit)
     _warn_of_omissions(draws)
+    _warn_of_squares(draws, names)
     groups = {name: group for name, group in groups.items() if group.data_vars}
     return _arviz.build(groups, _attributes(guide, model))
 
@@ -149,42 +151,55 @@ def _observed_data(draws: GuideDraws, names: Names) -> xr.Dataset:
 
 
 def _log_likelihood(draws: GuideDraws, names: Names) -> xr.Dataset:
-    variables, coords = {}, {}
+    found = {}
     for name, value in draws.log_likelihood.items():
-        site, array = draws.sites[name], to_numpy(value)
-        keep = np.ones(site.batch_shape, bool)
-        if site.mask is not None:
-            mask = site.mask if isinstance(site.mask, bool) else to_numpy(site.mask)
-            keep = np.broadcast_to(mask, site.batch_shape).astype(bool)
-        if not keep.any():
-            continue
-        dims, array = names.batch(name, site, array)
-        labels = names.labels(dims, array.shape[1:])
-        keep = keep.reshape(array.shape[1:])
-        if len(dims) == 1:
-            array = array[:, keep]
-            labels[dims[0]] = [labels[dims[0]][i] for i in keep.nonzero()[0]]
-        elif not keep.all():
-            array = np.where(keep, array, np.nan)
-            _warn(f"masked observations of '{name}' are NaN in log_likelihood")
-        if not dims:
+        site = draws.sites[name]
+        keep = _keep(site)
+        if keep.any():
+            dims, array = names.batch(name, site, to_numpy(value))
+            found[name] = (tuple(dims), array, keep.reshape(array.shape[1:]))
+        if keep.any() and not dims:
             _warn(
                 f"'{name}' has one log likelihood for all its data, so that leave-one-out leaves "
                 "out everything: use a plate in place of to_event"
             )
-        coords |= _draw_coords(len(array)) | _agreed(coords, labels, name)
+    variables, coords, holes = {}, {}, []
+    for name, (dims, array, keep) in found.items():
+        labels = names.labels(dims, array.shape[1:])
+        if len(dims) == 1 and _is_shared(dims[0], keep, found):
+            array = array[:, keep]
+            labels[dims[0]] = [labels[dims[0]][i] for i in keep.nonzero()[0]]
+        elif not keep.all():
+            array, holes = np.where(keep, array, np.nan), [*holes, name]
+        coords |= _draw_coords(len(array)) | labels
         variables[names.variables[name]] = (("chain", "draw", *dims), array[None])
+    if holes:
+        _warn(
+            f"masked observations of {_listed(holes)} are NaN in log_likelihood; drop them before "
+            "leave-one-out"
+        )
     return _dataset(variables, coords)
 
 
-def _agreed(coords: dict[str, Sequence], labels: dict[str, Sequence], name: str) -> dict:
-    for dim, found in labels.items():
-        if dim in coords and list(coords[dim]) != list(found):
-            raise ValueError(
-                f"to_inference_data: '{name}' masks other elements of '{dim}' than the site "
-                "before it; give the two sites plates of their own."
-            )
-    return labels
+def _keep(site: Site) -> np.ndarray:
+    """Which observations of a site are not masked, in the shape of its batch."""
+    if site.mask is None:
+        return np.ones(site.batch_shape, bool)
+    mask = site.mask if isinstance(site.mask, bool) else to_numpy(site.mask)
+    return np.broadcast_to(mask, site.batch_shape).astype(bool)
+
+
+def _is_shared(dim: str, keep: np.ndarray, found: Mapping[str, tuple]) -> bool:
+    """Whether all sites along a dimension leave out the same of it, so that it can be left out."""
+    return all(
+        dims == (dim,) and np.array_equal(other, keep)
+        for dims, _, other in found.values()
+        if dim in dims
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
 
 
 def _sample_stats(draws: GuideDraws, report: ImportanceDiagnostics) -> xr.Dataset:
@@ -247,6 +262,21 @@ def _warn_of_omissions(draws: GuideDraws) -> None:
             f"discrete latents {list(draws.marginalized)} are summed out in the weights: they, "
             "deterministic sites, log_likelihood and posterior_predictive are left out; see "
             "pyro.infer.infer_discrete"
+        )
+
+
+def _warn_of_squares(draws: GuideDraws, names: Names) -> None:
+    squares = [
+        name
+        for name in draws.values
+        if draws.sites[name].kind == "deterministic"
+        and name not in names.given
+        and len(deterministic_event_dims(draws.sites[name])) > 1
+    ]
+    if squares:
+        _warn(
+            f"{_listed(squares)} have an event axis as large as a plate, and which is which cannot "
+            "be seen, so their axes keep neutral names; give pyro.deterministic event_dim=, or dims"
         )
 
 

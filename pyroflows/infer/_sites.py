@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -45,6 +45,27 @@ class Site:
     def full_shape(self) -> torch.Size:
         """Shape of a value that its plates have expanded."""
         return self.batch_shape + self.shape[len(self.shape) - self.event_dim :]
+
+    def plates_fit(self, event_dim: int) -> bool:
+        """Whether every plate has an axis of its size left of so many event axes."""
+        return all(
+            event_dim - axis <= len(self.shape) and self.shape[axis - event_dim] == size
+            for axis, (_, size) in self.plates.items()
+        )
+
+    def seen_in_draws(self, value: Tensor, num: int, max_plate_nesting: int) -> Site:
+        """The same deterministic site, its event axes counted from the axis of many draws.
+
+        Args:
+            value: its value under a plate of ``num`` draws, left of all others.
+            num: number of draws, more than one.
+            max_plate_nesting: number of batch axes of the model, draws left out.
+        """
+        event_dim = value.dim() - 1 - max_plate_nesting
+        leads = value.shape[:1] == (num,) and value.numel() == num * self.shape.numel()
+        if not (self.plates and leads and 0 <= event_dim <= len(self.shape)):
+            return self
+        return replace(self, event_dim=event_dim) if self.plates_fit(event_dim) else self
 
 
 @dataclass(frozen=True)

@@ -244,6 +244,7 @@ class _Run:
         part.log_p = part.log_p.masked_fill(outside, -math.inf)
         if keep.everything:
             part.values = self._values(model_trace, num, ("latent", "deterministic"))
+            self._count_event_axes(model_trace, num)
             part.log_likelihood = self._log_likelihood(model_trace, num)
         if keep.predictive and keep.everything:
             new = self._replayed(NewData()(self.model), guide_trace, num)
@@ -293,6 +294,12 @@ class _Run:
             for name, site in self.sites.items()
             if site.kind in kinds and name in trace and self._is_kept(name)
         }
+
+    def _count_event_axes(self, trace: poutine.Trace, num: int | None) -> None:
+        for name, site in self.sites.items() if num and num > 1 else ():
+            if site.kind == "deterministic" and site.event_dim == len(site.shape):
+                value = torch.as_tensor(trace.nodes[name]["value"])
+                self.sites[name] = site.seen_in_draws(value, num, self.max_plate_nesting)
 
     def _is_kept(self, name: str) -> bool:
         plates = {plate for plate, _ in self.sites[name].plates.values()}
