@@ -17,7 +17,7 @@ from .tracing import Program, arguments_of, trace
 
 __all__ = ["Programs"]
 
-_WORTH_IT = 3  # calls with handlers before a graph is taken, which costs about ten of them
+_WORTH_IT = 20  # calls with handlers before a graph is taken, which costs some tens of them
 _MAX_CHANGES = 5
 _MAX_PROGRAMS = 32
 

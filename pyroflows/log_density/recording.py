@@ -11,10 +11,16 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["NotTraceable", "Recording", "is_random", "writes"]
+__all__ = ["NotTraceable", "Recording", "is_random", "is_view", "shape_of", "writes"]
 
 _PLAIN = (bool, int, float, complex, str, type(None))
 _SETTINGS = (torch.dtype, torch.device, torch.layout, torch.memory_format)
+_aten = torch.ops.aten
+# Results that depend on the shape of their first argument only.
+_OF_SHAPES = (
+    *(_aten.zeros_like.default, _aten.ones_like.default, _aten.full_like.default),
+    *(_aten.new_zeros.default, _aten.new_ones.default, _aten.new_full.default),
+)
 _POINTS, _DATA, _PARAMS, _RANDOM = "points", "data", "parameters", "random numbers"
 
 
@@ -33,7 +39,8 @@ class Recording(TorchDispatchMode):
         inputs: The points, then the data.
 
     Attributes:
-        module: The graph as a module.
+        graph: The operations.
+        root: Holds the tensors that the graph holds.
         results: What each result depends on.
         is_bound: Whether the graph is right for the very data it was recorded with only.
 
@@ -44,13 +51,13 @@ class Recording(TorchDispatchMode):
     def __init__(self, function: Callable[..., Any], inputs: list[Tensor]) -> None:
         super().__init__()
         self.is_bound = False
-        self._graph, self._root = fx.Graph(), nn.Module()
+        self.graph, self.root = fx.Graph(), nn.Module()
         self._nodes: dict[int, fx.Node] = {}
         self._depends: dict[fx.Node, frozenset[str]] = {}
         self._alive: list[Tensor] = []  # so that no identity is used twice
         self._storages: set[int] = set()
         for i, tensor in enumerate(inputs):
-            node = self._graph.placeholder("points" if i == 0 else f"data_{i - 1}")
+            node = self.graph.placeholder("points" if i == 0 else f"data_{i - 1}")
             self._know(tensor, node, frozenset([_DATA if i else _POINTS]))
         try:
             with torch.no_grad(), self:  # the graph is differentiated, not the run
@@ -63,8 +70,7 @@ class Recording(TorchDispatchMode):
         returned = returned if isinstance(returned, tuple) else (returned,)
         nodes = tuple(self._node(tensor) for tensor in returned)
         self.results = [self._depends[node] for node in nodes]
-        self._graph.output(nodes)
-        self.module = fx.GraphModule(self._root, self._graph)
+        self.graph.output(nodes)
         self._alive.clear()
 
     @classmethod
@@ -89,7 +95,7 @@ class Recording(TorchDispatchMode):
         decisive = frozenset().union(*(self._depends[self._node(t)] for t in _sizing(func, args)))
         self._bind(decisive, f"the shape of the result of {func} depends on a tensor")
         args, kwargs = pytree.tree_map(self._argument, (args, kwargs))
-        node = self._graph.call_function(func, args, kwargs)
+        node = self.graph.call_function(func, args, kwargs)
         if writes(node):
             self._refuse_lasting_write(node)
         if is_random(node):
@@ -104,6 +110,9 @@ class Recording(TorchDispatchMode):
 
     def _know(self, tensor: Tensor, node: fx.Node, depends: frozenset[str]) -> None:
         self._nodes[id(tensor)] = node
+        node.meta["kind"] = (tensor.shape, tensor.dtype, tensor.device)
+        if node.target in _OF_SHAPES:
+            node.meta["constant"] = tensor.clone()
         self._depends[node] = depends
         self._alive.append(tensor)
         if tensor.numel():
@@ -115,7 +124,7 @@ class Recording(TorchDispatchMode):
             self._know(result, node, depends)
             return
         for i, item in enumerate(result):
-            part = self._graph.call_function(operator.getitem, (node, i))
+            part = self.graph.call_function(operator.getitem, (node, i))
             self._depends[part] = depends
             if isinstance(item, Tensor):
                 self._know(item, part, depends)
@@ -128,8 +137,8 @@ class Recording(TorchDispatchMode):
         if is_alias and not any(t is tensor for t in self._alive):
             raise NotTraceable("a tensor was made by something that could not be recorded")
         name = f"held_{len(self._nodes)}"
-        self._root.register_buffer(name, tensor)
-        node = self._graph.get_attr(name)
+        self.root.register_buffer(name, tensor)
+        node = self.graph.get_attr(name)
         self._know(tensor, node, frozenset([_PARAMS] if tensor.requires_grad else []))
         return node
 
@@ -143,7 +152,7 @@ class Recording(TorchDispatchMode):
     def _refuse_lasting_write(self, node: fx.Node) -> None:
         """A graph that writes into its inputs, or into what it holds, would do so at every call."""
         root = node.args[0]
-        while isinstance(root, fx.Node) and root.op == "call_function" and _is_view(root):
+        while isinstance(root, fx.Node) and root.op == "call_function" and is_view(root):
             root = root.args[0]
         if isinstance(root, fx.Node) and root.op in ("get_attr", "placeholder"):
             raise NotTraceable(f"{node.target} changes a tensor of the model in place")
@@ -158,13 +167,19 @@ def is_random(node: fx.Node) -> bool:
     return torch.Tag.nondeterministic_seeded in _tags(node)
 
 
+def shape_of(node: fx.Node) -> torch.Size:
+    """The shape of a result when it was recorded."""
+    return node.meta["kind"][0]
+
+
 def writes(node: fx.Node) -> bool:
     """Whether an operation changes its argument."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.is_mutable
 
 
-def _is_view(node: fx.Node) -> bool:
+def is_view(node: fx.Node) -> bool:
+    """Whether a result may share the memory of the first argument."""
     if node.target is operator.getitem:
         return True
     schema = getattr(node.target, "_schema", None)
@@ -173,7 +188,7 @@ def _is_view(node: fx.Node) -> bool:
 
 def _sizing(func: Any, args: tuple) -> list[Tensor]:
     """The tensors whose values decide the shape of a result."""
-    if func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default):
+    if func in (_aten.index.Tensor, _aten.index_put.default):
         return [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
     if torch.Tag.dynamic_output_shape in getattr(func, "tags", []):
         return [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]

@@ -10,9 +10,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from .checks import same_randomness
-from .graphs import difference, fold, keep_first_output, lift
+from .graphs import difference, keep_first_output, lift
 from .recording import NotTraceable, Recording
 from .runs import METHODS, JointRuns, total
+from .simplify import simplify
 from .watch import Watch
 
 __all__ = ["Program", "arguments_of", "trace"]
@@ -129,14 +130,14 @@ def trace(runs: JointRuns, method: str, u: Tensor) -> Program:
     watch = Watch(runs.model, *(leaf for leaf in leaves if not isinstance(leaf, Tensor)))
     first, second = (_record(runs, method, u, data, seed) for seed in _SEEDS)
     watch.forget_changes()
-    if reason := difference(first.module, second.module):
+    if reason := difference(first, second):
         raise NotTraceable(reason)
     support = frozenset().union(*first.results[1:])
     if support - {"data"}:  # it is compared with the start at every run of the model
         raise NotTraceable(f"the support of a latent depends on {' and '.join(support)}")
-    graph, held = first.module, lift(first.module, second.module)
-    keep_first_output(graph)
-    fold(graph)
+    held = lift(first, second)
+    keep_first_output(first.graph)
+    graph = simplify(first.graph, first.root)
     sources = [_source(tensor, runs.model) for tensor in held]
     bound = data if support or first.is_bound else []
     program = Program(graph, len(u), sources, runs, method, watch, bound)
@@ -187,12 +188,14 @@ def _verify(program: Program, runs: JointRuns, method: str, u: Tensor) -> None:
     params = [t for t in program.inputs() if t.requires_grad]
     results = []
     for function in (program, lambda u: total(METHODS[method](runs, u))):
-        with same_randomness(_SEEDS[0], u), pyro.validation_enabled(False):
-            at = u.clone().requires_grad_()
-            values = function(at)
-            if not values.requires_grad:
-                raise NotTraceable("the graph has no gradient")
-            grads = torch.autograd.grad((weights * values).sum(), [at, *params], allow_unused=True)
+        at = u.clone().requires_grad_()
+        try:
+            with same_randomness(_SEEDS[0], u), pyro.validation_enabled(False):
+                values = function(at)
+                loss = (weights * values).sum()
+                grads = torch.autograd.grad(loss, [at, *params], allow_unused=True)
+        except RuntimeError as error:  # an operation without a derivative of its own
+            raise NotTraceable(f"the graph cannot be run ({str(error)[:160]})") from error
         results.append([values.detach(), *grads])
     names = ["values", "gradients", *["gradients of parameters"] * len(params)]
     for name, a, b in zip(names, *results, strict=True):
