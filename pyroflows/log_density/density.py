@@ -162,7 +162,15 @@ class LogDensity:
     def _by_handlers(self, u: Tensor) -> Tensor:
         # Extreme points may make parameters invalid: they get NaN, not an exception.
         with pyro.validation_enabled(False):
-            return total(METHODS[self.method or "loop"](self._runs, u))
+            try:
+                return total(METHODS[self.method or "loop"](self._runs, u))
+            except RuntimeError:
+                if self.method != "vmap":
+                    raise
+                # Parameters that are gone cannot be made anew under vmap, but by one point alone.
+                with torch.no_grad():
+                    self._single(u[0].detach())
+                return total(METHODS["vmap"](self._runs, u))
 
     def check(self, points: Tensor) -> bool:
         """Decide how batches are evaluated, by comparing each way with one run per point.

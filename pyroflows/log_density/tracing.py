@@ -117,7 +117,7 @@ def trace(runs: JointRuns, method: str, u: Tensor) -> Program:
     """Take a graph from a model, and compare it with the model.
 
     Args:
-        runs: The model; it has been run before, so that its parameters exist.
+        runs: The model.
         method: ``"vmap"`` or ``"plate"``.
         u: Points to run it at, shape ``(K, D)``.
 
@@ -125,6 +125,8 @@ def trace(runs: JointRuns, method: str, u: Tensor) -> Program:
         NotTraceable: If no graph can stand for the model.
     """
     u = u.detach().clone()
+    with same_randomness(_SEEDS[0], u), torch.no_grad(), pyro.validation_enabled(False):
+        runs.single(u[0])  # what it makes at its first run, parameters for one, is not for a graph
     data, _ = arguments_of(runs)
     leaves = pytree.tree_leaves((runs.model_args, runs.model_kwargs))
     watch = Watch(runs.model, *(leaf for leaf in leaves if not isinstance(leaf, Tensor)))
