@@ -1,7 +1,8 @@
 """Inference: objectives, fitting, importance weights."""
 
-from .fit import GuideFit, fit_guide
+from .fit import fit_guide
 from .importance import ImportanceDiagnostics, importance_diagnostics
 from .objectives import PathELBO
+from .report import GuideFit
 
 __all__ = ["GuideFit", "ImportanceDiagnostics", "PathELBO", "fit_guide", "importance_diagnostics"]

@@ -23,9 +23,11 @@ def check_numbers(
     num_particles: int,
     learning_rate: float | None,
     tolerance: float,
+    chunk_size: int | None,
 ) -> None:
     """Raise ValueError for a number out of range."""
-    for name, value in {"num_steps": num_steps, "num_particles": num_particles}.items():
+    counts = {"num_steps": num_steps, "num_particles": num_particles, "chunk_size": chunk_size}
+    for name, value in counts.items():
         if value is not None and (isinstance(value, bool) or value != int(value) or value < 1):
             raise ValueError(f"fit_guide: expected {name} to be an integer >= 1, got {value}.")
     for name, value in {"time_budget": time_budget, "learning_rate": learning_rate}.items():
@@ -51,8 +53,15 @@ def check_optimizer(optimizer: Any, learning_rate: float | None) -> None:
         )
 
 
-def make_loss(loss: Any, num_particles: int) -> Any:
+def make_loss(loss: Any, num_particles: int, chunk_size: int | None) -> Any:
     """The loss that was asked for, and an instance where a class was given."""
+    if chunk_size is not None:
+        if loss not in (None, PathELBO):
+            raise ValueError(
+                f"fit_guide: got chunk_size={chunk_size}, which PathELBO knows, and the loss "
+                f"{guide_name(loss)}. Leave one of them out, or give PathELBO the chunk_size."
+            )
+        return PathELBO(num_particles=num_particles, chunk_size=chunk_size)
     if loss is None or isinstance(loss, type):
         return (loss or PathELBO)(num_particles=num_particles, vectorize_particles=True)
     if not (callable(loss) or hasattr(loss, "loss_and_grads")):

@@ -18,7 +18,9 @@ from torch import Tensor
 from ..guides import AutoFlow
 from ..guides.prototype import init_to_center, read_latents, signature_of
 from ..log_density import LogDensity
-from .surrogate import flow_surrogate
+from .chunks import FlowBatch, add_gradients, shared_surrogate, value_in_chunks
+from .distributed import Ranks
+from .surrogate import Surrogate
 
 __all__ = ["PathELBO"]
 
@@ -55,6 +57,9 @@ class PathELBO(Trace_ELBO):
             :math:`\mathrm{KL}(q \| p)`, to its importance weight, that of
             :math:`\mathrm{KL}(p \| q)`, in proportion to the effective sample size of the draws.
             Both vanish at the posterior; the second asks for tails that are heavy enough.
+        chunk_size: Draws that go through flow and model together, forward and backward; all
+            unless given. Loss and gradient are those of all draws, to rounding; memory is that of
+            a chunk. Only :meth:`loss_and_grads`, which ``SVI`` and ``fit_guide`` call, keeps to it.
 
     Attributes:
         num_nonfinite_particles: Draws left out so far.
@@ -64,7 +69,8 @@ class PathELBO(Trace_ELBO):
             that is small.
 
     Raises:
-        ValueError: If ``num_particles`` is less than 1, or the guide is not reparameterised.
+        ValueError: If ``num_particles`` or ``chunk_size`` is less than 1, the guide is not
+            reparameterised, or is to go in chunks and is no ``AutoFlow``.
 
     Example:
         >>> def model():
@@ -83,15 +89,19 @@ class PathELBO(Trace_ELBO):
         vectorize_particles: bool = True,
         score_weight: float = 0.0,
         tail_weight: float = 0.0,
+        chunk_size: int | None = None,
         **options,
     ) -> None:
-        if num_particles < 1:
-            raise ValueError(f"PathELBO expected num_particles >= 1, got {num_particles}.")
+        for name, number in {"num_particles": num_particles, "chunk_size": chunk_size}.items():
+            if number is not None and number < 1:
+                raise ValueError(f"PathELBO expected {name} >= 1, got {number}.")
         super().__init__(
             num_particles=num_particles, vectorize_particles=vectorize_particles, **options
         )
         self.score_weight = score_weight
         self.tail_weight = tail_weight
+        self.chunk_size = chunk_size
+        self.ranks = Ranks()
         self.vectorized: bool | None = None
         self._log_weights = torch.zeros(0)
         self._density: tuple[Callable, Any, tuple, LogDensity] | None = None
@@ -100,7 +110,16 @@ class PathELBO(Trace_ELBO):
 
     @property
     def num_nonfinite_particles(self) -> int:
-        return int(self._num_nonfinite) + self._left_out()
+        return int(self.nonfinite_so_far())
+
+    def nonfinite_so_far(self) -> Tensor | int:
+        """The same number, without waiting for a device that computes it."""
+        left_out = 0 if self._tally is None or self._tally.grad is None else self._tally.grad
+        return self._num_nonfinite + left_out
+
+    def count_nonfinite_from(self, number: int) -> None:
+        """Go on counting from a number."""
+        self._num_nonfinite, self._tally = number, None
 
     @property
     def subsampled(self) -> bool:
@@ -116,38 +135,77 @@ class PathELBO(Trace_ELBO):
     def loss(self, model: Callable, guide: Callable, *args, **kwargs) -> float:
         """Return an estimate of minus the ELBO."""
         with torch.no_grad():
+            if self._goes_in_chunks(guide):
+                batch = self._draw(model, guide, args, kwargs)
+                return self._booked(value_in_chunks(batch, self.chunk_size, self.ranks)).item()
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args, **kwargs) -> float:
         """Return an estimate of minus the ELBO, and add its gradients to the parameters."""
+        if self._goes_in_chunks(guide):
+            batch = self._draw(model, guide, args, kwargs)
+            return self._booked(add_gradients(batch, self.chunk_size, self.ranks)).item()
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
         return loss.item()
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args, **kwargs) -> Tensor:
-        """Return minus the ELBO as a tensor whose gradient is the path gradient."""
+        """Return minus the ELBO as a tensor whose gradient is the path gradient.
+
+        The graph is that of all draws, whatever ``chunk_size`` is.
+        """
         if isinstance(guide, AutoFlow):
-            return self._flow_loss(model, guide, args, kwargs)
+            batch = self._draw(model, guide, args, kwargs)
+            return self._booked(shared_surrogate(batch, self.ranks))
         return self._trace_loss(model, guide, args, kwargs)
 
     # -- flows: the score comes with the draw --------------------------------------------------
 
-    def _flow_loss(self, model: Callable, guide: AutoFlow, args: tuple, kwargs: dict) -> Tensor:
+    def prepare(self, model: Callable, guide: Callable, *args, **kwargs) -> None:
+        """Do what the first uses would do beside their draws: find out what the model allows."""
+        if isinstance(guide, AutoFlow):
+            guide._prepare(args, kwargs)
+            density = self._log_density(model, guide, args, kwargs)
+            for number in self._batch_sizes():
+                density.program(number)
+        elif self.vectorized is None:
+            self._check_traces(model, guide, args, kwargs)
+
+    def _batch_sizes(self) -> set[int]:
+        chunk = min(self.chunk_size or self.num_particles, self.num_particles)
+        return {chunk, self.num_particles % chunk or chunk}
+
+    def _goes_in_chunks(self, guide: Callable) -> bool:
+        if self.chunk_size is None or self.chunk_size >= self.num_particles:
+            return False
+        if not isinstance(guide, AutoFlow):
+            raise ValueError(
+                f"PathELBO takes draws in chunks for an AutoFlow only, got {type(guide).__name__} "
+                f"with chunk_size={self.chunk_size}: leave it out, and use fewer particles."
+            )
+        return True
+
+    def _draw(self, model: Callable, guide: AutoFlow, args: tuple, kwargs: dict) -> FlowBatch:
         guide._prepare(args, kwargs)
         log_density = self._log_density(model, guide, args, kwargs)
         # Pyro's param store is of use to handlers only, and keeping it costs a tenth of a step.
         posterior = guide.get_posterior() if am_i_wrapped() else guide.unregistered_posterior()
+        # Each rank takes its part of draws that are the same on all of them.
         noise = torch.randn(
-            self.num_particles, guide.latent_dim, dtype=guide.dtype, device=guide.device
-        )
-        weights = {"score_weight": self.score_weight, "tail_weight": self.tail_weight}
+            self.ranks.size,
+            self.num_particles,
+            guide.latent_dim,
+            dtype=guide.dtype,
+            device=guide.device,
+        )[self.ranks.rank]
+        weights = (self.score_weight, self.tail_weight)
         if not torch.is_grad_enabled():
-            weights = {"score_weight": 1.0}  # needs no derivatives
-        found = flow_surrogate(
-            posterior.bijector, log_density, noise, **weights, tally=self._tally_like(noise)
-        )
-        self.vectorized = log_density.vectorized
+            weights = (1.0, 0.0)  # needs no derivatives
+        return FlowBatch(posterior.bijector, log_density, noise, *weights, self._tally_like(noise))
+
+    def _booked(self, found: Surrogate) -> Tensor:
+        self.vectorized = self._density[3].vectorized
         self._num_nonfinite = self._num_nonfinite + found.num_nonfinite
         self._log_weights = found.log_weights
         return found.loss
@@ -155,14 +213,11 @@ class PathELBO(Trace_ELBO):
     def _tally_like(self, noise: Tensor) -> Tensor:
         """A leaf whose gradient, summed up over backward passes, counts what they left out."""
         if self._tally is None or self._tally.device != noise.device:
-            self._num_nonfinite, self._tally = self._num_nonfinite + self._left_out(), None
+            self.count_nonfinite_from(self.num_nonfinite_particles)
             self._tally = torch.zeros(
                 (), dtype=torch.float32, device=noise.device, requires_grad=True
             )
         return self._tally
-
-    def _left_out(self) -> int:
-        return 0 if self._tally is None or self._tally.grad is None else int(self._tally.grad)
 
     def _log_density(
         self, model: Callable, guide: AutoFlow, args: tuple, kwargs: dict

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from statistics import fmean, stdev
+from typing import Any
 
 __all__ = ["MAX_STEPS", "Schedule", "mean_and_error"]
 
@@ -16,6 +17,16 @@ _DECAY_FRACTION = 0.3  # of a run whose length is known
 _DECAY_PER_STEP = 0.5  # of the steps so far, in a run that stops when it has converged
 _WINDOW = 100
 _FLAT_WINDOWS = 3
+_STATE = (
+    "_window",
+    "_last",
+    "_num_flat",
+    "_explores",
+    "_height",
+    "_decay_from",
+    "_decay_steps",
+    "_converged",
+)
 
 
 class Schedule:
@@ -127,6 +138,15 @@ class Schedule:
         if self.time_budget is not None and elapsed >= self.time_budget:
             return "time_budget"
         return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a file holds of it: where it is, not how it was set up."""
+        return {name: getattr(self, name) for name in _STATE}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what a file holds."""
+        for name in _STATE:
+            setattr(self, name, state[name])
 
     def _compare(self, current: tuple[float, float]) -> None:
         if self._last is not None:

@@ -18,6 +18,8 @@ from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .distributed import Ranks
+
 __all__ = ["Guard", "PyroStepper", "Stepper", "TorchStepper", "loss_and_grads"]
 
 DEFAULT_LEARNING_RATE = 1e-2
@@ -25,6 +27,8 @@ _OUTLIER = 30.0  # times the running median of gradient norms
 _MEMORY = 100
 _MIN_MEMORY = 20
 _STEPS_BETWEEN_SNAPSHOTS = 25
+
+_COUNTS = ("num_skipped", "num_skipped_in_a_row", "num_clipped", "num_applied")
 
 Backward = Callable[..., float]
 
@@ -47,7 +51,7 @@ def loss_and_grads(loss: Any) -> Backward:
 
 def _backward(loss: Any) -> Backward:
     differentiable = getattr(loss, "differentiable_loss", None)
-    if differentiable is None:
+    if differentiable is None or getattr(loss, "chunk_size", None) is not None:
         if hasattr(loss, "loss_and_grads"):
             return lambda *args, **kwargs: _as_float(loss.loss_and_grads(*args, **kwargs))
         differentiable = loss
@@ -88,6 +92,11 @@ class Guard:
         self._norms: deque[float] = deque(maxlen=_MEMORY)
         self._good: list[tuple[Tensor, Tensor]] = []
 
+    @property
+    def num_seen(self) -> int:
+        """Steps looked at, taken or not."""
+        return self.num_applied + self.num_skipped
+
     def __call__(self, params: Iterable[Tensor]) -> bool:
         """Whether the step may be taken, given :attr:`loss`."""
         params = [p for p in params if p.grad is not None]
@@ -113,11 +122,27 @@ class Guard:
             for param, good in self._good:
                 param.copy_(good)
 
+    def state_dict(self, params: dict[str, Tensor]) -> dict[str, Any]:
+        """What a file holds of it; ``params`` gives tensors their names."""
+        good = {id(param): value for param, value in self._good}
+        state = {name: getattr(self, name) for name in _COUNTS}
+        state["norms"] = list(self._norms)
+        state["good"] = {n: good[id(p)] for n, p in params.items() if id(p) in good}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any], params: dict[str, Tensor]) -> None:
+        """Go on from what a file holds."""
+        for name in _COUNTS:
+            setattr(self, name, state[name])
+        self._norms = deque(state["norms"], maxlen=_MEMORY)
+        self._good = [(params[n], value.to(params[n])) for n, value in state["good"].items()]
+
 
 class Stepper(Protocol):
     """Takes the steps of a fit."""
 
     guard: Guard
+    name: str
 
     def step(self, factor: float) -> float:
         """Take a step with ``factor`` times the learning rate; return the loss."""
@@ -132,6 +157,12 @@ class Stepper(Protocol):
     def close(self) -> None:
         """Leave the optimizer as it was found."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a file holds of it."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what a file holds."""
+
 
 class TorchStepper:
     """Steps of a torch optimizer under our schedule.
@@ -141,6 +172,7 @@ class TorchStepper:
         learning_rate: For a factory or Adam; ``None`` for the default.
         params: The tensors to train, by name.
         evaluate: Clears nothing, goes backward, returns the loss.
+        ranks: The processes that share the step.
     """
 
     def __init__(
@@ -149,10 +181,13 @@ class TorchStepper:
         learning_rate: float | None,
         params: dict[str, Tensor],
         evaluate: Callable[[], float],
+        ranks: Ranks,
     ) -> None:
         self.guard = Guard()
+        self._params, self._ranks = params, ranks
         self._is_given = isinstance(optimizer, Optimizer)
         self._optimizer = _make_optimizer(optimizer, learning_rate, params)
+        self.name = type(self._optimizer).__name__
         self.guard.left_out = {id(p) for p in params.values()} - self._held()
         self._evaluate = evaluate
         self._rates = [float(group["lr"]) for group in self._optimizer.param_groups]
@@ -165,15 +200,25 @@ class TorchStepper:
     def step(self, factor: float) -> float:
         self._set_rates(factor)
         self._optimizer.zero_grad(set_to_none=True)
-        self.guard.loss = self._evaluate()
+        loss = self._evaluate()
         self._add_late_params()
-        if self.guard(p for group in self._optimizer.param_groups for p in group["params"]):
+        held = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self.guard.loss = self._ranks.average_(held, loss)
+        if self.guard(held):
             self._optimizer.step()
         return self.guard.loss
 
     def close(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
         self._set_rates(1.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        optimizer = self._optimizer.state_dict()
+        return {"optimizer": optimizer, "guard": self.guard.state_dict(self._params)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.guard.load_state_dict(state["guard"], self._params)
 
     def trains_only(self, guide: Callable) -> bool:
         """Whether all that is trained are parameters of the guide, none of the model."""
@@ -205,6 +250,7 @@ class TorchStepper:
             )
             self._optimizer.add_param_group({"params": list(late.values())})
             self._rates.append(self._rates[0])
+            self._params = self._params | late
         self._stored = set(store.keys())
 
 
@@ -219,15 +265,19 @@ class PyroStepper:
         backward: Backward,
         args: tuple,
         kwargs: dict[str, Any],
+        params: dict[str, Tensor],
+        ranks: Ranks,
     ) -> None:
         self.guard = Guard()
         self._optimizer = optimizer
+        self._params = params
+        self.name = f"pyro.optim.{type(optimizer).__name__}"
 
         def loss_and_grads(*args: Any, **kwargs: Any) -> float:
             self.guard.loss = backward(*args, **kwargs)
             return self.guard.loss
 
-        guarded = _GuardedOptim(optimizer, self.guard)
+        guarded = _GuardedOptim(optimizer, self.guard, ranks)
         self._svi = SVI(model, guide, guarded, loss=loss_and_grads, loss_and_grads=loss_and_grads)
         self._args, self._kwargs = args, kwargs
 
@@ -242,7 +292,8 @@ class PyroStepper:
         return math.nan
 
     def step(self, factor: float) -> float:
-        loss = self._svi.step(*self._args, **self._kwargs)
+        self._svi.step(*self._args, **self._kwargs)
+        loss = self.guard.loss
         if isinstance(self._optimizer, PyroLRScheduler) and not self.guard.num_skipped_in_a_row:
             constructor = self._optimizer.pt_scheduler_constructor
             wants_loss = "metrics" in inspect.signature(constructor.step).parameters
@@ -252,17 +303,27 @@ class PyroStepper:
     def close(self) -> None:
         pass
 
+    def state_dict(self) -> dict[str, Any]:
+        optimizer = self._optimizer.get_state()
+        return {"optimizer": optimizer, "guard": self.guard.state_dict(self._params)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._optimizer.set_state(state["optimizer"])
+        self.guard.load_state_dict(state["guard"], self._params)
+
 
 class _GuardedOptim(PyroOptim):
     """A Pyro optimizer that asks the guard first."""
 
-    def __init__(self, inner: PyroOptim, guard: Guard) -> None:
+    def __init__(self, inner: PyroOptim, guard: Guard, ranks: Ranks) -> None:
         self._inner = inner
         self._guard = guard
+        self._ranks = ranks
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
         store = pyro.get_param_store()
         params = sorted(params, key=lambda p: store.param_name(p) or "")
+        self._guard.loss = self._ranks.average_(params, self._guard.loss)
         if self._guard(params):
             self._inner(params, *args, **kwargs)
 

@@ -1,0 +1,108 @@
+"""What came of a fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from .importance import ImportanceDiagnostics
+from .schedule import mean_and_error
+from .survey import guide_name
+
+__all__ = ["GuideFit"]
+
+_REASONS = {
+    "converged": "converged",
+    "num_steps": "took all its steps",
+    "time_budget": "used up its time",
+    "interrupted": "was interrupted, before its learning rate came down,",
+    "diverged": "diverged: too many steps in a row were not finite, so the last good parameters "
+    "were put back,",
+}
+
+
+@dataclass
+class GuideFit:
+    """What came of a fit. Printed, it is a report that ends with a verdict.
+
+    Attributes:
+        guide: The guide, fitted.
+        losses: Minus the estimated ELBO at each step, skipped ones included.
+        learning_rates: The learning rate of each step.
+        seconds: What the fit took, without its diagnostics.
+        stop_reason: ``"converged"``, ``"num_steps"``, ``"time_budget"``, ``"interrupted"`` or
+            ``"diverged"``.
+        num_particles: Draws a step, of each process.
+        num_skipped_steps: Steps not taken because the loss or a gradient was not finite.
+        num_clipped_steps: Steps shortened because their gradient was far out of line.
+        num_nonfinite_particles: Draws left out because their density was not finite.
+        vectorized: Whether the model was run on all draws at once; ``None`` if unknown.
+        seed: The seed that was given.
+        diagnostics: What importance weights say; ``None`` if there are none.
+        note: Why there are no diagnostics, or fewer draws in them than were asked for.
+        num_processes: Processes that shared the steps.
+    """
+
+    guide: Callable
+    losses: list[float] = field(repr=False)
+    learning_rates: list[float] = field(repr=False)
+    seconds: float
+    stop_reason: str
+    num_particles: int
+    num_skipped_steps: int = 0
+    num_clipped_steps: int = 0
+    num_nonfinite_particles: int = 0
+    vectorized: bool | None = None
+    seed: int | None = None
+    diagnostics: ImportanceDiagnostics | None = field(default=None, repr=False)
+    note: str = ""
+    num_processes: int = 1
+
+    @property
+    def num_steps(self) -> int:
+        """The number of steps."""
+        return len(self.losses)
+
+    @property
+    def seconds_per_step(self) -> float:
+        """What a step took on average, the preparation of the first included."""
+        return self.seconds / max(self.num_steps, 1)
+
+    @property
+    def elbo(self) -> float:
+        """The ELBO: of the diagnostics' draws, or else smoothed over the last steps."""
+        return self._smoothed()[0] if self.diagnostics is None else self.diagnostics.elbo
+
+    def __str__(self) -> str:
+        elbo, error = self._smoothed()
+        lines = [
+            f"{guide_name(self.guide)}: the fit {_REASONS[self.stop_reason]} after "
+            f"{self.num_steps} steps in {self.seconds:.1f} s "
+            f"({1e3 * self.seconds_per_step:.3g} ms a step).",
+            f"Training ELBO {elbo:.6g} ± {error:.2g} over the last {self._num_smoothed()} steps "
+            f"of {self.num_particles} draws{self._shared()}"
+            f"{'' if self.vectorized else self._sequential()}.",
+        ]
+        counts = {
+            "steps skipped as not finite": self.num_skipped_steps,
+            "steps clipped": self.num_clipped_steps,
+            "draws left out as not finite": self.num_nonfinite_particles,
+        }
+        told = [f"{count} {what}" for what, count in counts.items() if count]
+        lines += [f"Of them {', '.join(told)}."] if told else []
+        lines += [f"Note: {self.note}"] if self.note else []
+        lines += [str(self.diagnostics)] if self.diagnostics is not None else []
+        return "\n".join(lines)
+
+    def _shared(self) -> str:
+        return "" if self.num_processes == 1 else f" on each of {self.num_processes} processes"
+
+    def _sequential(self) -> str:
+        return "" if self.vectorized is None else ", one after the other"
+
+    def _num_smoothed(self) -> int:
+        return min(len(self.losses), max(10, min(100, len(self.losses) // 10)))
+
+    def _smoothed(self) -> tuple[float, float]:
+        mean, error = mean_and_error(self.losses[-self._num_smoothed() :])
+        return -mean, error

@@ -1,0 +1,217 @@
+"""The loop of a fit: step after step, until there is a reason to stop."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from .checkpoint import Checkpoint, random_state, set_random_state
+from .distributed import ExchangeError, Ranks, Terminated, terminable
+from .objectives import PathELBO
+from .progress import Progress
+from .schedule import Schedule
+from .steps import Guard, Stepper
+from .survey import guide_name
+
+__all__ = ["Run"]
+
+_PATIENCE_AT_START = 10  # steps without a finite loss before the fit is given up
+_PATIENCE = 20  # the same later on
+_STEPS_TO_MEET_ALL_PARAMS = 5
+
+
+class Run:
+    """The loop, and what it writes down.
+
+    Args:
+        stepper: Takes the steps.
+        schedule: Says how long they are, and when to stop.
+        progress: Shows how it goes.
+        started: When the fit began, in seconds of ``perf_counter``.
+        loss: The objective.
+        device: Where the guide lives.
+        ranks: The processes that share the steps.
+
+    Attributes:
+        explores: Whether the schedule sets the weights of the objective.
+        weighs_tails: Whether it sets that of the tails too.
+        draws_apart: Whether each rank has a random state of its own.
+    """
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        schedule: Schedule,
+        progress: Progress,
+        started: float,
+        loss: Any,
+        device: torch.device,
+        ranks: Ranks,
+    ) -> None:
+        self.explores = self.weighs_tails = self.draws_apart = False
+        self.stepper = stepper
+        self.schedule = schedule
+        self.progress = progress
+        self.started = started
+        self.loss = loss
+        self.losses: list[float] = []
+        self.learning_rates: list[float] = []
+        self.stop_reason = ""
+        self.seconds = 0.0
+        self._device = device
+        self.ranks = ranks
+        self._elapsed = 0.0
+        self._checkpoint: Checkpoint | None = None
+        self._mark: tuple[int, dict, Any] = (0, {}, 0)
+
+    def train(self, guide: Callable, checkpoint: Checkpoint | None = None) -> None:
+        """Step until there is a reason to stop; go on from a file where there is one.
+
+        Raises:
+            LostRank: If another process of the fit is gone.
+            ValueError: If no loss was finite.
+        """
+        self._checkpoint = checkpoint
+        if checkpoint is not None and checkpoint.found is not None:
+            self._load(checkpoint.found)
+        self._look_at_clock()
+        self._remember()
+        with terminable(self.ranks):
+            self._go(guide)
+        if not self.stepper.guard.num_applied:
+            raise _nothing_finite(len(self.losses))
+
+    def _go(self, guide: Callable) -> None:
+        try:
+            while not self.stop_reason:
+                self._step(guide)
+        except KeyboardInterrupt:
+            if not self.losses or self.ranks.size > 1:  # others may be a step ahead, or wait
+                raise
+            self.stop_reason = "interrupted"
+        except (ExchangeError, Terminated) as error:
+            self._save()
+            raise self.ranks.lost(self._saved(), len(self.losses), error) from error
+        finally:
+            self._save()
+            rate = self.stepper.learning_rate
+            self.stepper.close()
+            self.progress.close(self.losses, rate)
+            self.seconds = perf_counter() - self.started
+
+    def _step(self, guide: Callable) -> None:
+        factor = self.schedule.factor(len(self.losses), self._elapsed)
+        if self.explores:
+            self.loss.score_weight = self.schedule.score_weight
+            if self.weighs_tails:
+                self.loss.tail_weight = 1.0 - self.schedule.score_weight
+        loss = self.stepper.step(factor)
+        self.losses.append(loss)
+        self.learning_rates.append(self.stepper.learning_rate)
+        self.schedule.observe(len(self.losses), loss)
+        self._look_at_clock()
+        self.stop_reason = self.schedule.stop_reason(len(self.losses), self._elapsed) or ""
+        self._watch(self.stepper.guard, guide)
+        self._remember()
+        self.progress.update(self.losses, self.learning_rates[-1])
+        if self._checkpoint is not None and self._checkpoint.due():
+            self._save()
+
+    def _look_at_clock(self) -> None:
+        """Seconds so far; those of rank 0 where something is decided by them."""
+        self._elapsed = perf_counter() - self.started
+        if self.schedule.time_budget is not None:
+            self._elapsed = self.ranks.tell(self._elapsed)
+
+    def _watch(self, guard: Guard, guide: Callable) -> None:
+        if len(self.losses) == _STEPS_TO_MEET_ALL_PARAMS:
+            _warn_of_untrained(guide, guard)
+        if not guard.num_applied and guard.num_skipped >= _PATIENCE_AT_START:
+            raise _nothing_finite(len(self.losses))
+        if guard.num_skipped_in_a_row >= _PATIENCE:
+            guard.restore()
+            self.stop_reason = "diverged"
+
+    # -- files ---------------------------------------------------------------------------------
+
+    def _remember(self) -> None:
+        """Note what the next step changes on its way, so that one cut short leaves no trace."""
+        if self._checkpoint is not None:
+            self._mark = (len(self.losses), random_state(self._device), self._count())
+
+    def _count(self) -> Any:
+        return self.loss.nonfinite_so_far() if isinstance(self.loss, PathELBO) else 0
+
+    def _save(self) -> None:
+        """Write the file, unless a step was cut short after its gradient and before its end."""
+        guard = self.stepper.guard
+        is_whole = guard.num_applied and guard.num_seen == len(self.losses) == self._mark[0]
+        if self._checkpoint is None or not is_whole:
+            return
+        self._checkpoint.write(
+            {
+                "losses": self.losses,
+                "learning_rates": self.learning_rates,
+                "seconds": perf_counter() - self.started,
+                "stop_reason": "" if self.stop_reason == "interrupted" else self.stop_reason,
+                "schedule": self.schedule.state_dict(),
+                "stepper": self.stepper.state_dict(),
+                "random": self._mark[1],
+                "num_nonfinite": int(self._mark[2]),
+            }
+        )
+
+    def _saved(self) -> str:
+        """What to do after a failure."""
+        if self._checkpoint is None:
+            return "Nothing was saved: pass checkpoint='a file' to be able to go on from there."
+        steps = self._checkpoint.num_steps
+        if self.ranks.is_first and steps is None:
+            return "It was too early for a checkpoint: start the processes again."
+        held = f" of {steps} steps" if self.ranks.is_first else ""
+        return (
+            f"Start the processes again, or one with as many particles as all had, and the fit "
+            f"goes on from the checkpoint {str(self._checkpoint.path)!r}{held}."
+        )
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.losses = list(state["losses"])
+        self.learning_rates = list(state["learning_rates"])
+        self.started = perf_counter() - state["seconds"]
+        self.stop_reason = state["stop_reason"]
+        self.schedule.load_state_dict(state["schedule"])
+        self.stepper.load_state_dict(state["stepper"])
+        set_random_state(state["random"], self._device)
+        if self.draws_apart:
+            self.ranks.part_ways()
+        if isinstance(self.loss, PathELBO):
+            self.loss.count_nonfinite_from(state["num_nonfinite"])
+
+
+def _nothing_finite(num_steps: int) -> ValueError:
+    return ValueError(
+        f"fit_guide: the loss or its gradient was NaN or infinite at each of the first {num_steps} "
+        "steps, for every draw. Likely causes: data with NaN or outside the support of the "
+        "likelihood; a log density that is -inf where the guide starts; overflow, which float64 "
+        "or a better scaled model avoids. Evaluate the model at a point of the guide to see."
+    )
+
+
+def _warn_of_untrained(guide: Callable, guard: Guard) -> None:
+    if not guard.num_applied or not isinstance(guide, nn.Module):
+        return
+    names = [n for n, p in guide.named_parameters() if p.requires_grad]
+    explained = guard.with_gradient | guard.left_out
+    untrained = [n for n in names if id(guide.get_parameter(n)) not in explained]
+    if untrained:
+        warnings.warn(
+            f"fit_guide: {len(untrained)} of {len(names)} parameters of {guide_name(guide)} "
+            f"receive no gradient and stay as they are: {untrained[:5]}. They may not be used by "
+            "the guide, or be detached on the way.",
+            stacklevel=6,
+        )
