@@ -12,6 +12,7 @@ from .infer import (
     fit_guide,
     importance_diagnostics,
 )
+from .log_density import vectorized_log_density
 from .psis import psis
 
 __version__ = "0.1.0"
@@ -37,4 +38,5 @@ __all__ = [
     "psis",
     "register_flow",
     "to_inference_data",
+    "vectorized_log_density",
 ]
