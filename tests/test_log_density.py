@@ -255,3 +255,23 @@ def test_a_scale_on_one_site_of_a_discrete_sum_is_refused():
 
     with pytest.raises(StructureError, match="have different scales"):
         AutoFlow(model, "affine", model_args=(Y,))
+
+
+def test_a_site_that_is_observed_in_part_is_refused_by_name():
+    """Pyro keeps a latent at observed positions too, where nothing says where it is."""
+
+    def model():
+        with pyro.plate("data", 4):
+            mask = torch.tensor([True, False, True, True])
+            pyro.sample("y", dist.Normal(0.0, 1.0), obs=Y, obs_mask=mask)
+
+    with pytest.raises(ValueError, match=r"site 'y_unobserved'.*3 of 4.*obs_mask="):
+        AutoFlow(model, "affine")
+
+
+def test_a_mask_that_hides_nothing_is_no_matter():
+    def model():
+        with pyro.plate("data", 4), poutine.mask(mask=torch.ones(4, dtype=torch.bool)):
+            pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    assert AutoFlow(model, "affine").latent_dim == 4
