@@ -129,9 +129,9 @@ class _Fused(torch.autograd.Function):
             return None, None, None, None
         x, params, log_slope, *state = ctx.saved_tensors
         own: FusedTransformer = ctx.transformer
-        if torch.is_grad_enabled():  # a graph of the derivatives themselves is asked for
+        if asks_for_more(grad, grad_log):
             plain = own.plain_inverse if ctx.inverse else own.plain_forward
-            return None, None, *_differentiate_plain(plain, (x, params), (grad, grad_log))
+            return None, None, *differentiate_plain(plain, (x, params), (grad, grad_log))
         grad, grad_log = (None if g is None else ctx.flat.scalars(g) for g in (grad, grad_log))
         if ctx.inverse:
             grad_log = None if grad_log is None else -grad_log
@@ -147,20 +147,31 @@ def _add(a: Tensor | None, b: Tensor | None) -> Tensor:
     return b if a is None else a if b is None else a + b
 
 
-def _differentiate_plain(plain: Callable, inputs: tuple, grads: tuple) -> tuple[Tensor | None, ...]:
-    # Views, as one input may depend on the other and only the direct part is asked for.
-    inputs = tuple(value.view_as(value) for value in inputs)
-    wanted = [value for value in inputs if value.requires_grad]
-    outputs = [(out, g) for out, g in zip(plain(*inputs), grads, strict=True) if g is not None]
-    found = iter(
-        torch.autograd.grad(
-            [out for out, _ in outputs],
-            wanted,
-            [g for _, g in outputs],
-            create_graph=True,
-            materialize_grads=True,
+def asks_for_more(*grads: Tensor | None) -> bool:
+    """Whether a backward pass is to be differentiated itself, or carries many cotangents at once.
+
+    Derivatives by hand, in place, serve neither: :func:`differentiate_plain` serves both.
+    """
+    is_mapped = torch._C._functorch.is_legacy_batchedtensor
+    return torch.is_grad_enabled() or any(g is not None and is_mapped(g) for g in grads)
+
+
+def differentiate_plain(
+    plain: Callable, inputs: tuple[Tensor, ...], grads: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
+    """Cotangents of the inputs, by running a function in plain operations again."""
+    graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views, as one input may depend on another and only the direct part is asked for.
+        inputs = tuple(value.view_as(value) for value in inputs)
+        wanted = [value for value in inputs if value.requires_grad]
+        pairs = zip(plain(*inputs), grads, strict=True)
+        pairs = [(out, g) for out, g in pairs if g is not None and out.requires_grad]
+        outputs, given = ([pair[k] for pair in pairs] for k in (0, 1))
+        found = torch.autograd.grad(
+            outputs, wanted, given, create_graph=graph, materialize_grads=True
         )
-    )
+    found = iter(found)
     return tuple(next(found) if value.requires_grad else None for value in inputs)
 
 
