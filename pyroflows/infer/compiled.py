@@ -1,0 +1,226 @@
+"""A step of training as one compiled graph: loss and gradients of flow and model together."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.func import functional_call
+
+from ..bijector import Bijector
+from ..log_density import LogDensity, Program
+from .surrogate import Surrogate, flow_surrogate
+
+__all__ = ["CompiledSteps"]
+
+_TOLERANCE = 1e4  # of loss and gradients against eager ones, in units of rounding and their size
+_CHECKED_CALLS = (2, 10, 100, 1000, 10_000)
+
+
+class CompiledSteps:
+    """Compiled steps, one for each kind of gradient, of one flow and one model.
+
+    The flow, the log density (as a flat graph), the objective and all derivatives are recorded
+    once as tensor operations and compiled by ``torch.compile``. The first result is compared with
+    an eager one. Where anything is in the way, steps are eager again, with a warning.
+
+    Attributes:
+        seconds: What recording and compiling took.
+        reason: Why steps are not compiled (any more), or nothing.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.reason = ""
+        self._steps: dict[tuple, _Step] = {}
+
+    def __call__(
+        self,
+        bijector: Bijector,
+        log_density: LogDensity,
+        noise: Tensor,
+        score_weight: float,
+        tail_weight: float,
+        tally: Tensor,
+    ) -> Surrogate | None:
+        """Return what :func:`flow_surrogate` would, or ``None`` where the step has to be eager."""
+        if self.reason:
+            return None
+        try:
+            step = self._find(bijector, log_density, noise, score_weight, tail_weight)
+            return None if step is None else step(noise, tally)
+        except Exception as error:  # of the recorder, the compiler or its tool chain
+            self._give_up(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}")
+            return None
+
+    def _find(
+        self,
+        bijector: Bijector,
+        log_density: LogDensity,
+        noise: Tensor,
+        score_weight: float,
+        tail_weight: float,
+    ) -> _Step | None:
+        program = log_density.program(len(noise), noise)
+        if program is None:
+            self._give_up("the model cannot be recorded: " + "; ".join(log_density.notes))
+            return None
+        key = (noise.shape, noise.dtype, noise.device, score_weight, tail_weight)
+        step = self._steps.get(key)
+        if step is None or not step.serves(bijector, program):
+            start = perf_counter()
+            step = _Step(bijector, program, score_weight, tail_weight)
+            step.compile(noise)
+            self._steps[key] = step
+            self.seconds += perf_counter() - start
+        step.num_calls += 1
+        if step.num_calls in _CHECKED_CALLS and not program.agrees(_draws(bijector, noise)):
+            self._give_up("the model changed while its arguments did not")
+            return None
+        return step
+
+    def _give_up(self, reason: str) -> None:
+        self.reason = reason
+        self._steps.clear()
+        warnings.warn(f"Steps are not compiled, but run eagerly: {reason}.", stacklevel=6)
+
+
+class _Found(NamedTuple):
+    loss: Tensor
+    log_weights: Tensor
+    num_nonfinite: Tensor
+    grads: list[Tensor | None]
+
+
+class _Step:
+    """One kind of step: recorded, compiled, and run on the live tensors of flow and model."""
+
+    def __init__(
+        self, bijector: Bijector, program: Program, score_weight: float, tail_weight: float
+    ) -> None:
+        self.num_calls = 0
+        self._whole = _Whole(bijector, program, score_weight, tail_weight)
+        self._program = program
+        self._state = {
+            **dict(self._whole.named_parameters()),
+            **dict(self._whole.named_buffers()),
+        }
+        self._run: Callable | None = None
+
+    def serves(self, bijector: Bijector, program: Program) -> bool:
+        """Whether flow and model are still those that were recorded, and trained as they were."""
+        return (
+            self._whole.bijector is bijector
+            and self._program is program
+            and all(value is now for value, now in zip(self._state.values(), self._live()))
+            and self._flags == self._trained_flags()
+        )
+
+    def compile(self, noise: Tensor) -> None:
+        self._flags = self._trained_flags()
+        values, tally = self._values(), _tally_like(noise)
+        eager = self._evaluate(values, tally, noise)
+        with torch.no_grad():  # the recorder differentiates by itself
+            graph = make_fx(lambda *inputs: tuple(self._evaluate(*inputs)))(values, tally, noise)
+            options = {"triton.cudagraphs": True} if noise.is_cuda else {}
+            self._run = torch.compile(graph, dynamic=False, options=options)
+            compiled = self._run(values, tally, noise)
+        _compare(eager, compiled)
+
+    def __call__(self, noise: Tensor, tally: Tensor) -> Surrogate:
+        values = self._values()
+        with torch.no_grad():
+            found = _Found(*self._run(values, tally, noise))
+        leaves = [*(v for v in values if v.requires_grad), tally]
+        loss = _Differentiated.apply(found.loss, found.grads, *leaves)
+        return Surrogate(loss, found.log_weights, found.num_nonfinite)
+
+    def _evaluate(self, values: list[Tensor], tally: Tensor, noise: Tensor) -> _Found:
+        with torch.enable_grad():
+            wanted = [flag for flag in self._flags]
+            values = [
+                v.detach().requires_grad_(flag) for v, flag in zip(values, wanted, strict=True)
+            ]
+            tally = tally.detach().requires_grad_()
+            state = dict(zip(self._state, values, strict=False))
+            inputs = values[len(state) :]
+            found = functional_call(self._whole, state, (noise, inputs, tally))
+            leaves = [*(v for v in values if v.requires_grad), tally]
+            grads = torch.autograd.grad(found.loss, leaves, allow_unused=True)
+        return _Found(found.loss.detach(), found.log_weights, found.num_nonfinite, list(grads))
+
+    def _values(self) -> list[Tensor]:
+        return [*self._state.values(), *self._program.inputs()]
+
+    def _live(self) -> list[Tensor]:
+        return [*self._whole.parameters(), *self._whole.buffers()]
+
+    def _trained_flags(self) -> list[bool]:
+        return [value.requires_grad for value in self._values()]
+
+
+class _Whole(nn.Module):
+    """Flow, model and objective as one module."""
+
+    def __init__(
+        self, bijector: Bijector, program: Program, score_weight: float, tail_weight: float
+    ) -> None:
+        super().__init__()
+        self.bijector = bijector
+        self.__dict__["_program"] = program
+        self._weights = {"score_weight": score_weight, "tail_weight": tail_weight}
+
+    def forward(self, noise: Tensor, inputs: list[Tensor], tally: Tensor) -> Surrogate:
+        def log_density(u: Tensor) -> Tensor:
+            return self._program.fn(u, inputs)
+
+        return flow_surrogate(self.bijector, log_density, noise, tally=tally, **self._weights)
+
+
+class _Differentiated(torch.autograd.Function):
+    """A loss whose gradients are there already."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, grads: list[Tensor | None], *leaves: Tensor) -> Tensor:
+        ctx.grads = grads
+        return loss.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grads, ctx.grads = ctx.grads, None
+        if grads is None:
+            raise RuntimeError("A compiled step can be differentiated once; evaluate it again.")
+        if not grad.is_cpu or grad.item() != 1:
+            grads = [None if g is None else grad * g for g in grads]
+        return None, None, *grads
+
+
+def _tally_like(noise: Tensor) -> Tensor:
+    return torch.zeros((), dtype=torch.float32, device=noise.device, requires_grad=True)
+
+
+@torch.no_grad()
+def _draws(bijector: Bijector, noise: Tensor) -> Tensor:
+    return bijector.forward_and_log_det(noise)[0]
+
+
+def _compare(eager: _Found, compiled: _Found) -> None:
+    """Raise unless the compiled step gives the loss and the gradients of the eager one."""
+    pairs = [(eager[0], compiled[0]), *zip(eager[3], compiled[3], strict=True)]
+    size = max(float(g.abs().max()) for g in eager[3] if g is not None and g.numel())
+    for i, (expected, got) in enumerate(pairs):
+        if expected is None or got is None:
+            if expected is not got:
+                raise RuntimeError("other parameters have gradients once compiled")
+            continue
+        scale = 1 + (float(expected.abs()) if i == 0 else size)
+        tolerance = _TOLERANCE * torch.finfo(got.dtype).eps * scale
+        if not torch.allclose(got, expected, rtol=1e-2, atol=tolerance, equal_nan=True):
+            what = "loss" if i == 0 else "gradients"
+            raise RuntimeError(f"the {what} of the compiled step differ from those of the eager one")
