@@ -11,6 +11,13 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import Transform, biject_to
 from torch.distributions.constraints import Constraint
+from torch.distributions.transforms import (
+    CorrCholeskyTransform,
+    IndependentTransform,
+    StickBreakingTransform,
+)
+
+from .stick_breaking import CorrCholesky, StickBreaking
 
 __all__ = ["Latents", "Site"]
 
@@ -34,7 +41,7 @@ class Site:
     unconstrained_shape: Size = field(init=False)
 
     def __post_init__(self) -> None:
-        self.transform = biject_to(self.support)
+        self.transform = bijection_onto(self.support)
         self.unconstrained_shape = Size(self.transform.inverse_shape(self.shape))
 
     @property
@@ -132,7 +139,21 @@ class Latents:
         """Apply ``fn`` (a change of dtype or device) to the bounds of every support."""
         for site in self.sites.values():
             site.support = _map_tensors(site.support, fn)
-            site.transform = biject_to(site.support)
+            site.transform = bijection_onto(site.support)
+
+
+def bijection_onto(support: Constraint) -> Transform:
+    """The map of :func:`torch.distributions.biject_to`, with sticks broken in logarithms."""
+    return _in_logarithms(biject_to(support))
+
+
+def _in_logarithms(transform: Transform) -> Transform:
+    if isinstance(transform, IndependentTransform):
+        base = _in_logarithms(transform.base_transform)
+        return IndependentTransform(base, transform.reinterpreted_batch_ndims)
+    if type(transform) is StickBreakingTransform:
+        return StickBreaking()
+    return CorrCholesky() if type(transform) is CorrCholeskyTransform else transform
 
 
 def _map_tensors(constraint: Constraint, fn: Callable[[Tensor], Tensor]) -> Constraint:

@@ -10,7 +10,7 @@ import pytest
 import pyroflows
 
 LAYERS = [
-    {"networks", "transformers", "numerics", "memory", "psis"},
+    {"networks", "transformers", "numerics", "memory", "psis", "stick_breaking"},
     {"bijector"},
     {"bijectors"},
     {"flows"},

@@ -56,6 +56,7 @@ def lift(recording: Recording, again: Recording) -> list[Tensor]:
         if value is other:
             with graph.inserting_after(last):
                 last = graph.placeholder(f"live_{len(inputs)}")
+            last.meta.update(node.meta)
             node.replace_all_uses_with(last)
             graph.erase_node(node)
             inputs.append(value)
