@@ -1,6 +1,7 @@
 """The inverse of an autoregressive layer in steps: the same numbers as D passes, at one's cost."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import pyroflows as pf
 from pyroflows.bijectors import Autoregressive
 from pyroflows.networks import MaskedConditioner
 from pyroflows.transformers import Additive, Affine, RationalQuadraticSpline
+from tests.benchmarks import inverse
 from tests.cases import TRANSFORMERS
 
 pytestmark = pytest.mark.usefixtures("_double")
@@ -269,3 +271,13 @@ def test_it_trains_a_density_by_what_costs_d_steps():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.2
+
+
+def test_the_benchmark_of_the_inverse(tmp_path):
+    pytest.importorskip("zuko", reason="zuko, the peer, is not installed")
+    rows = inverse.main(["--smoke", "--output", str(tmp_path / "inverse.json")])
+    assert [(row["map"], row["backward"]) for row in rows] == [
+        (name, backward) for name in ("affine", "spline") for backward in ("no", "yes")
+    ]
+    assert all(row["to zuko"] > 0 < row["to pass"] for row in rows)
+    assert len(json.loads((tmp_path / "inverse.json").read_text())["rows"]) == 4
