@@ -160,12 +160,12 @@ class _Steps(torch.autograd.Function):
     def forward(
         ctx: Any, layer: _Layer, y: Tensor, start: Tensor, *matrices: Tensor
     ) -> tuple[Tensor, Tensor]:
-        seen, raws, log_slopes = _run(layer, y, start, matrices, keep=any(ctx.needs_input_grad))
+        seen, raws, log_det = _run(layer, y, start, matrices, keep=any(ctx.needs_input_grad))
         ctx.layer, ctx.number = layer, len(matrices)
         if raws:
             ctx.save_for_backward(y, start, *matrices, *seen, torch.stack(raws, dim=1))
         ctx.set_materialize_grads(False)
-        return seen[0][start.shape[0] :].clone(), torch.stack(log_slopes).sum(0)
+        return seen[0][start.shape[0] :].clone(), log_det
 
     @staticmethod
     def backward(ctx: Any, grad_x: Tensor | None, grad_log: Tensor | None) -> tuple:
@@ -182,8 +182,8 @@ class _Steps(torch.autograd.Function):
 
 def _run(
     layer: _Layer, y: Tensor, start: Tensor, matrices: Sequence[Tensor], *, keep: bool
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """What each linear map sees, the raw parameters if they are kept, and the log-slopes."""
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """What each linear map sees, the raw parameters if they are kept, and the log-determinant."""
     *inner, outer = matrices
     seen = [y.new_zeros(len(units) + 1, y.shape[1]) for units in layer.plan.units]
     for values, known in zip(seen, (start, *(start[:1] for _ in inner)), strict=True):
@@ -203,12 +203,13 @@ def _run(
             target.copy_(layer.activation(before))
         known = 1 + layer.plan.ends[-1][i] if inner else start.shape[0] + i
         raw = torch.mm(matrix.narrow(1, 0, known), seen[-1].narrow(0, 0, known))
-        x, log_slope = invert(image, raw)
+        x, log_slope, *_ = invert(image, raw)
         coordinates[i].copy_(x)
         log_slopes.append(log_slope)
         if keep:
             raws.append(raw)
-    return seen, raws, log_slopes
+    log_det = torch.stack(log_slopes).sum(0)
+    return seen, raws, -log_det if isinstance(layer.transformer, FusedTransformer) else log_det
 
 
 def _by_step(
@@ -228,16 +229,11 @@ def _by_step(
     return work
 
 
-def _inverse_of(transformer: Transformer) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The inverse of scalars (N) given raws (P, N), and its log-slope, where no graph is made."""
-    if not isinstance(transformer, FusedTransformer):
-        return lambda y, raws: transformer.inverse_and_log_det(y, raws.mT)
-
-    def invert(y: Tensor, raws: Tensor) -> tuple[Tensor, Tensor]:
-        x, log_slope, _ = transformer.evaluate_inverse(y, raws)
-        return x, -log_slope
-
-    return invert
+def _inverse_of(transformer: Transformer) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
+    """The inverse of scalars (N) given raws (P, N), and a log-slope, if fused the forward map's."""
+    if isinstance(transformer, FusedTransformer):
+        return transformer.evaluate_inverse
+    return lambda y, raws: transformer.inverse_and_log_det(y, raws.mT)
 
 
 def _is_relu(layer: _Layer) -> bool:
