@@ -1,5 +1,6 @@
 """``vectorized_log_density``: a model as a function of a batch of points."""
 
+import json
 import shutil
 
 import pyro
@@ -10,6 +11,7 @@ from pyro.infer.mcmc.util import initialize_model
 from torch.testing import assert_close
 
 import pyroflows as pf
+from tests.benchmarks import log_density as benchmark
 
 Y = torch.tensor([0.3, -1.2, 2.0, 0.7])
 
@@ -106,3 +108,12 @@ def test_a_compiled_density_is_the_same_and_live():
     (expected,) = torch.autograd.grad(potential(u).sum(), u)
     assert_close(got, expected)
     assert "compiled" in log_density.report
+
+
+def test_its_benchmark(tmp_path):
+    output = tmp_path / "result.json"
+    rows = benchmark.main(["--smoke", "--output", str(output)])
+    assert [row["model"] for row in rows] == list(benchmark.models())
+    for row in rows:
+        assert all(row[f"{way}_ms"] > 0 for way in ("loop", "plate", "vmap", "graph"))
+    assert len(json.loads(output.read_text())["rows"]) == len(rows)
