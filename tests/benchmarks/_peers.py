@@ -18,6 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+import pyroflows as pf
+from tests.benchmarks._peers_targets import POSTERIORS, Posterior
+
 NUM_LAYERS, HIDDEN, NUM_BINS, BOUND = 3, (64, 64), 8, 5.0
 Step = Callable[[], object]
 
@@ -27,10 +30,10 @@ class Task:
     """What is measured.
 
     Args:
-        measure: ``energy`` (draw, score, energy, backward, Adam), ``log_prob`` (score data,
-            backward, Adam), ``sample`` (draws of the flow that scores in one pass) or ``score``
-            (scores of given points under the flow that draws in one pass); the last two also
-            with ``_affine``.
+        measure: ``energy`` (draw, score, energy, backward, Adam) or the name of a posterior in
+            place of the energy; ``log_prob`` (score data, backward, Adam); ``sample`` (draws of
+            the flow that scores in one pass) or ``score`` (scores of given points under the flow
+            that draws in one pass), also with ``_affine``.
         dim: Size of the vectors.
         num_draws: How many of them.
         device: Where.
@@ -47,11 +50,22 @@ class Task:
 
     @property
     def draws_in_one_pass(self) -> bool:
-        return self.measure.startswith(("energy", "score"))
+        return self.fits or self.measure.startswith("score")
+
+    @property
+    def fits(self) -> bool:
+        """Whether a posterior is fitted, that of the energy or of a model."""
+        return self.measure == "energy" or self.measure in POSTERIORS
 
     @property
     def trains(self) -> bool:
-        return self.measure in ("energy", "log_prob")
+        return self.fits or self.measure == "log_prob"
+
+    def posterior(self) -> Posterior:
+        if self.measure in POSTERIORS:
+            return POSTERIORS[self.measure]()
+        model = pf.energy_model(valley, self.dim, device=self.device)
+        return Posterior(self.dim, math.nan, model, valley)
 
     def points(self) -> Tensor:
         generator = torch.Generator().manual_seed(0)
@@ -91,12 +105,13 @@ def step_of(flow: TorchFlow, task: Task) -> Step:
 
 def _training_step(flow: TorchFlow, task: Task) -> Step:
     optimizer, points = adam(flow.parameters), task.points()
+    log_density = task.posterior().log_density if task.fits else None
 
     def step() -> None:
         optimizer.zero_grad()
-        if task.measure == "energy":
+        if log_density is not None:
             x, log_q = flow.draw(len(points))
-            loss = (log_q - valley(x)).mean()
+            loss = (log_q - log_density(x)).mean()
         else:
             loss = -flow.log_prob(points).mean()
         loss.backward()
@@ -140,8 +155,6 @@ def _mlp(sizes: list[int]) -> torch.nn.Sequential:
 
 
 def pyroflows_flow(task: Task) -> TorchFlow:
-    import pyroflows as pf
-
     options: dict = {"num_layers": NUM_LAYERS, "hidden_dims": HIDDEN}
     if not task.affine:
         options["num_bins"] = NUM_BINS
@@ -178,21 +191,27 @@ def pyroflows_by_hand_compiled(task: Task) -> Step:
     return step_of(compiled, task)
 
 
-def _elbo_step(task: Task, **options) -> Step:
-    """A step of ``fit_guide``: the guide with its outer affine map, and the energy as a model."""
-    import pyroflows as pf
-
-    target = pf.energy_model(valley, task.dim, device=task.device)
-    sizes = {"num_layers": NUM_LAYERS, "hidden_dims": HIDDEN, "num_bins": NUM_BINS}
-    guide = pf.AutoFlow(target, "nsf", model_args=(), **sizes)
+def _elbo_step(
+    task: Task, *, flow: str = "nsf", outer: str = "auto", compile: bool = False, **options
+) -> Step:
+    """A step of ``fit_guide``: the guide with its outer affine map, and the model."""
+    model = task.posterior().model
+    sizes = {"num_bins": NUM_BINS} if flow == "nsf" else {}
+    sizes |= {"num_layers": NUM_LAYERS, "hidden_dims": HIDDEN}
+    guide = pf.AutoFlow(model, flow, outer=outer, model_args=(), **sizes)
+    options |= {"compile": True} if compile else {}
     elbo = pf.PathELBO(num_particles=task.num_draws, **options)
     optimizer = adam(guide.parameters())
 
     def step() -> None:
         optimizer.zero_grad()
-        elbo.differentiable_loss(target, guide).backward()
+        elbo.differentiable_loss(model, guide).backward()
         optimizer.step()
 
+    if compile:
+        step()
+        if elbo.compiled.reason:
+            raise RuntimeError(f"not compiled: {elbo.compiled.reason}")
     return step
 
 
@@ -205,8 +224,6 @@ def pyroflows_path(task: Task) -> Step:
 
 
 def _needs_compile() -> None:
-    import pyroflows as pf
-
     if "compile" not in inspect.signature(pf.PathELBO).parameters:
         raise NotImplementedError("this version of pyroflows compiles no step")
 
@@ -219,6 +236,14 @@ def pyroflows_ordinary_compiled(task: Task) -> Step:
 def pyroflows_path_compiled(task: Task) -> Step:
     _needs_compile()
     return _elbo_step(task, compile=True)
+
+
+def realnvp_diagonal(task: Task) -> Step:
+    return _elbo_step(task, flow="realnvp", outer="diagonal")
+
+
+def realnvp_low_rank(task: Task) -> Step:
+    return _elbo_step(task, flow="realnvp", outer="low_rank")
 
 
 # Peers -----------------------------------------------------------------------------------------
@@ -307,7 +332,7 @@ def _pyro_layer(task: Task) -> torch.nn.Module:
 
 
 def pyro_step(task: Task) -> Step:
-    if task.measure == "energy":
+    if task.fits:
         return _pyro_svi_step(task)
     import pyro.distributions as dist
 
@@ -328,21 +353,29 @@ def pyro_step(task: Task) -> Step:
 
 def _pyro_svi_step(task: Task) -> Step:
     import pyro
-    from pyro.infer import SVI, Trace_ELBO
+    from pyro.infer import SVI
     from pyro.infer.autoguide import AutoNormalizingFlow
-
-    import pyroflows as pf
 
     if task.device != "cpu":
         raise NotImplementedError("AutoNormalizingFlow makes its transforms on the CPU")
     pyro.clear_param_store()
-    target = pf.energy_model(valley, task.dim)
-    guide = AutoNormalizingFlow(target, lambda _: _pyro_flow(task))
-    elbo = Trace_ELBO(num_particles=task.num_draws, vectorize_particles=True, max_plate_nesting=0)
-    return SVI(target, guide, pyro.optim.Adam({"lr": 1e-3}), elbo).step
+    model = task.posterior().model
+    guide = AutoNormalizingFlow(model, lambda _: pyro_flow(task))
+    elbo = vectorized_elbo(guide, task.num_draws)
+    return SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), elbo).step
 
 
-def _pyro_flow(task: Task) -> torch.nn.Module:
+def vectorized_elbo(guide: Callable, num_particles: int) -> object:
+    """Pyro's ELBO of all draws at once, as its users write it."""
+    from pyro.infer import Trace_ELBO
+
+    guide()  # learns the structure of the model
+    plates = {frame.dim for stack in guide._cond_indep_stacks.values() for frame in stack}
+    nesting = -min(plates, default=0)
+    return Trace_ELBO(num_particles, vectorize_particles=True, max_plate_nesting=nesting)
+
+
+def pyro_flow(task: Task) -> torch.nn.Module:
     from pyro.distributions.transforms import ComposeTransformModule
 
     return ComposeTransformModule([_pyro_layer(task) for _ in range(NUM_LAYERS)])

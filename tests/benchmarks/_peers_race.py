@@ -152,7 +152,7 @@ def rows_of(
 def print_rows(title: str, rows: Sequence[dict[str, object]], references: Sequence[str]) -> None:
     """A table for people: medians, the spread of each ratio in brackets."""
     heads = ["ms a step", *(f"ratio to {name}" for name in references), "start s"]
-    print(f"\n{title}\n{'':24}" + "".join(f"{head:>24}" for head in heads))
+    print(f"\n{title}\n{'':24}" + "".join(f"{head:>22}" for head in heads))
     for row in rows:
         name = f"{row['contestant']:24}"
         if row["problem"]:
@@ -161,7 +161,7 @@ def print_rows(title: str, rows: Sequence[dict[str, object]], references: Sequen
         cells = [f"{row['ms']:.3f} ({row['ms_lowest']:.3f}-{row['ms_highest']:.3f})"]
         cells += [_ratio_text(row, f"to_{reference}") for reference in references]
         cells += [f"{row['start_up_seconds']:.1f}"]
-        print(name + "".join(f"{cell:>24}" for cell in cells), flush=True)
+        print(name + "".join(f"{cell:>22}" for cell in cells), flush=True)
 
 
 def _ratio_text(row: dict[str, object], key: str) -> str:

@@ -13,6 +13,8 @@ One task for all: three autoregressive rational quadratic spline layers, hidden 
     sample      draw from the flow that scores in one pass, without gradients
     score       score given points under the flow that draws in one pass, without gradients
     sample_affine, score_affine     the same with affine layers (MAF and IAF)
+    eight_schools, german_credit    an ``energy`` step on the posterior of a Pyro model, beside
+                Pyro's guide; the credit data are those of ``time_to_target``
     memory      peak memory of an ``energy`` step at D = 64 with 4,096 draws
 
 ``networks`` is the floor: dense networks of the same sizes, forward and backward (forward alone
@@ -26,14 +28,18 @@ thread.
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
 
 from tests.benchmarks._common import add_common_options, write_json
 from tests.benchmarks._peers_race import ContestantError, Stable, print_rows, race, rows_of
-from tests.benchmarks._peers_worker import CLOCKS, CONTESTANTS, contestants
+from tests.benchmarks._peers_targets import PATH_VARIABLE
+from tests.benchmarks._peers_worker import CLOCKS, CONTESTANTS, MODELS, contestants
 
 TIMED = ("energy", "log_prob", "sample", "score", "sample_affine", "score_affine")
-MEASURES = (*TIMED, "memory")
-REFERENCES = ("networks", "zuko", "flowjax")
+MEASURES = (*TIMED, *MODELS, "memory")
+REFERENCES = ("networks", "zuko", "pyro", "flowjax")
+_MODEL_DIMS = {"eight_schools": 10, "german_credit": 25}
 _MEGABYTE = 2**20
 
 
@@ -58,6 +64,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--measure", nargs="+", choices=MEASURES, default=list(MEASURES))
     parser.add_argument("--dims", nargs="+", type=int, default=[2, 8, 32, 64])
     parser.add_argument("--draws", type=int, default=256)
+    parser.add_argument("--path", type=Path, help="folder of the credit data")
     parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), help="some contestants")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--turn", type=float, default=0.25, help="seconds of a turn")
@@ -69,6 +76,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_common_options(parser)
     parser.set_defaults(threads=1)
     args = parser.parse_args(argv)
+    if args.path:
+        os.environ[PATH_VARIABLE] = str(args.path.resolve())
     if args.smoke:
         args.dims, args.draws, args.rounds, args.turn = [2], 8, 2, 0.0
         args.memory_dim, args.memory_draws = 2, 8
@@ -86,7 +95,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
             if measure == "memory":
                 rows += measure_memory(stable, names, args.memory_dim, args.memory_draws)
                 continue
-            for dim in args.dims:
+            for dim in args.dims if measure in TIMED else [_MODEL_DIMS[measure]]:
                 task = {"measure": measure, "dim": dim, "num_draws": args.draws}
                 results = race(stable, names, task, num_rounds=args.rounds, turn=args.turn)
                 new = rows_of(results, REFERENCES, **task)
