@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import pyroflows as pf
 from pyroflows.bijectors import Autoregressive
 from pyroflows.networks import MaskedConditioner
-from pyroflows.transformers import Additive, Affine, RationalQuadraticSpline
+from pyroflows.transformers import Additive, Affine, RationalQuadraticSpline, Transformer
 from tests.benchmarks import inverse
 from tests.cases import TRANSFORMERS
 
@@ -29,6 +29,20 @@ NETWORKS = {
     "own activation": {"hidden_dims": (6, 6), "activation": nn.Softplus},
     "activation with a parameter": {"hidden_dims": (6, 6), "activation": nn.PReLU},
 }
+
+
+class Counted(Transformer):
+    """A transformer that is not one of ours, and counts the inversions."""
+
+    num_params = 2
+    calls = 0
+
+    def forward_and_log_det(self, x, params):
+        return Affine().forward_and_log_det(x, params)
+
+    def inverse_and_log_det(self, y, params):
+        self.calls += 1
+        return Affine().inverse_and_log_det(y, params)
 
 
 def layer(dim: int = DIM, *, noise: float = 0.4, **options: object) -> Autoregressive:
@@ -155,6 +169,21 @@ def test_the_arithmetic_is_that_of_one_pass(grad: bool, residual: bool):
         return counter.get_total_flops()
 
     assert 0 < flops("inverse_and_log_det") < 1.2 * flops("forward_and_log_det")
+
+
+def test_coordinates_that_wait_for_no_unit_share_a_step():
+    b = layer(60, hidden_dims=(4, 6), transformer=(affine := Counted()))
+    y = torch.randn(3, 60).requires_grad_()
+    x, log_det = b.inverse_and_log_det(y)
+    assert affine.calls <= 1 + 4 + 6
+    expected = by_passes(b, y, None)
+    assert_close((x, log_det), expected)
+    leaves = [y, *b.parameters()]
+    actual, wanted = (
+        torch.autograd.grad(v.sin().sum() + w.sin().sum(), leaves)
+        for v, w in ((x, log_det), expected)
+    )
+    assert_close(actual, wanted)
 
 
 def test_an_activation_meets_each_unit_once():

@@ -3,13 +3,15 @@ r"""The inverse of an autoregressive layer, coordinate by coordinate, at the cos
 In a masked network a unit of degree :math:`k` sees coordinates of rank :math:`k` and less. So as
 soon as one more coordinate is known, the units that waited for it can be computed, each once and
 for good, then the parameters of the next coordinate, which can then be inverted. With all units
-sorted by degree, what is known is always the first rows of a layer.
+sorted by degree, what is known is always the first rows of a layer. Coordinates between which no
+unit waits, as there are where hidden layers are narrow, are inverted in one step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +32,7 @@ class _Plan(NamedTuple):
     units: list[list[int]]  # of the inputs and of each hidden layer, by degree
     order: list[int]  # of the coordinates
     rank: Sequence[int]
+    sizes: list[int]  # of the steps, in coordinates
     ends: list[list[int]]  # of each hidden layer, how many units are known at each step
 
 
@@ -82,15 +85,16 @@ def inverse_in_steps(
 def _plan(degrees: Sequence[tuple[int, ...]], dim: int) -> _Plan:
     units = [_by_degree(layer) for layer in degrees]
     rank = degrees[0][:dim]
-    ends = []
-    for layer, sorted_units in zip(degrees[1:], units[1:], strict=True):
-        known, last = [], 0
+    known = [[0] * dim for _ in degrees[1:]]  # units of each hidden layer, of degree below i
+    for numbers, layer, sorted_units in zip(known, degrees[1:], units[1:], strict=True):
+        last = 0
         for i in range(dim):
             while last < len(layer) and layer[sorted_units[last]] < i:
                 last += 1
-            known.append(last)
-        ends.append(known)
-    return _Plan(units, _by_degree(rank), rank, ends)
+            numbers[i] = last
+    starts = [i for i in range(dim) if not known or i == 0 or any(n[i] > n[i - 1] for n in known)]
+    sizes = [end - start for start, end in pairwise([*starts, dim])]
+    return _Plan(units, _by_degree(rank), rank, sizes, [[n[i] for i in starts] for n in known])
 
 
 def _by_degree(degrees: tuple[int, ...]) -> list[int]:
@@ -112,7 +116,7 @@ def _rows(value: Tensor, batch: Sequence[int], order: Sequence[int] = ()) -> Ten
 def _sorted_matrices(conditioner: MaskedConditioner, plan: _Plan) -> list[Tensor]:
     """The weights of each layer, masked, sorted by degree, the biases as their first column.
 
-    The last has the parameters of each coordinate, with shape (D, P, units).
+    The last has the parameters of each coordinate, with shape (P, D, units).
     """
     linears, matrices = conditioner.net.linears, []
     for i, linear in enumerate(linears):
@@ -122,7 +126,7 @@ def _sorted_matrices(conditioner: MaskedConditioner, plan: _Plan) -> list[Tensor
             matrices.append(_picked(matrix, plan.units[i + 1]))
         else:
             by_raw = matrix.unflatten(0, conditioner.shape[::-1])  # see _outputs_first
-            matrices.append(_picked(by_raw.transpose(0, 1), plan.order))
+            matrices.append(_picked(by_raw, plan.order, dim=1))
     return matrices
 
 
@@ -134,7 +138,8 @@ def _run_plainly(
     *inner, outer = matrices
     seen = [start, *(start[:1] for _ in inner)]  # what is known of what each linear map sees
     log_slopes = []
-    for i in range(len(plan.order)):
+    steps = zip(y.split(plan.sizes), outer.split(plan.sizes, dim=1), strict=True)
+    for i, (images, by_raw) in enumerate(steps):
         before = None
         for j, matrix in enumerate(inner):
             begin, end = seen[j + 1].shape[0] - 1, plan.ends[j][i]
@@ -142,11 +147,11 @@ def _run_plainly(
                 value = matrix[begin:end, : seen[j].shape[0]] @ seen[j]
                 before = value if before is None or not layer.residual else before + value
                 seen[j + 1] = torch.cat([seen[j + 1], layer.activation(before)])
-        raw = outer[i, :, : seen[-1].shape[0]] @ seen[-1]
-        x, log_slope = invert(y[i], raw.mT)
-        seen[0] = torch.cat([seen[0], x[None]])
+        raws = by_raw[..., : seen[-1].shape[0]].flatten(0, 1) @ seen[-1]
+        x, log_slope = invert(images, raws.unflatten(0, by_raw.shape[:2]).movedim(0, -1))
+        seen[0] = torch.cat([seen[0], x])
         log_slopes.append(log_slope)
-    return seen[0][start.shape[0] :], torch.stack(log_slopes).sum(0)
+    return seen[0][start.shape[0] :], torch.cat(log_slopes).sum(0)
 
 
 class _Steps(torch.autograd.Function):
@@ -163,7 +168,7 @@ class _Steps(torch.autograd.Function):
         seen, raws, log_det = _run(layer, y, start, matrices, keep=any(ctx.needs_input_grad))
         ctx.layer, ctx.number = layer, len(matrices)
         if raws:
-            ctx.save_for_backward(y, start, *matrices, *seen, torch.stack(raws, dim=1))
+            ctx.save_for_backward(y, start, *matrices, *seen, torch.cat(raws, dim=1))
         ctx.set_materialize_grads(False)
         return seen[0][start.shape[0] :].clone(), log_det
 
@@ -188,11 +193,14 @@ def _run(
     seen = [y.new_zeros(len(units) + 1, y.shape[1]) for units in layer.plan.units]
     for values, known in zip(seen, (start, *(start[:1] for _ in inner)), strict=True):
         values[: known.shape[0]] = known
-    coordinates = seen[0][start.shape[0] :].unbind()
+    sizes, num_start = layer.plan.sizes, start.shape[0]
+    steps = zip(
+        y.split(sizes), seen[0][num_start:].split(sizes), outer.split(sizes, dim=1), strict=True
+    )
     work = _by_step(layer.plan, inner, seen, [values[1:] for values in seen[1:]])
     invert, at_once = _inverse_of(layer.transformer), _is_relu(layer) and not layer.residual
     raws, log_slopes = [], []
-    for i, (image, matrix) in enumerate(zip(y.unbind(), outer.unbind(), strict=True)):
+    for i, (images, coordinates, by_raw) in enumerate(steps):
         before = None
         for weights, values, target in work[i]:
             if at_once:
@@ -201,14 +209,15 @@ def _run(
             value = torch.mm(weights, values)
             before = value if before is None or not layer.residual else before + value
             target.copy_(layer.activation(before))
-        known = 1 + layer.plan.ends[-1][i] if inner else start.shape[0] + i
-        raw = torch.mm(matrix.narrow(1, 0, known), seen[-1].narrow(0, 0, known))
-        x, log_slope, *_ = invert(image, raw)
-        coordinates[i].copy_(x)
+        known = 1 + layer.plan.ends[-1][i] if inner else num_start + i
+        by_known = by_raw.narrow(2, 0, known).flatten(0, 1)
+        raw = torch.mm(by_known, seen[-1].narrow(0, 0, known)).view(by_raw.shape[0], -1)
+        x, log_slope, *_ = invert(images.view(-1), raw)
+        coordinates.view(-1).copy_(x)
         log_slopes.append(log_slope)
         if keep:
-            raws.append(raw)
-    log_det = torch.stack(log_slopes).sum(0)
+            raws.append(raw.view(by_raw.shape[0], *images.shape))
+    log_det = torch.cat(log_slopes).view_as(y).sum(0)
     return seen, raws, -log_det if isinstance(layer.transformer, FusedTransformer) else log_det
 
 
@@ -219,7 +228,7 @@ def _by_step(
 
     What they are computed from is there as a whole: units that are not known yet are zero.
     """
-    work: list[list[tuple[Tensor, ...]]] = [[] for _ in plan.order]
+    work: list[list[tuple[Tensor, ...]]] = [[] for _ in plan.sizes]
     for j, ends in enumerate(plan.ends):
         numbers = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
         parts = [rows[j].split(numbers) for rows in (matrices, *others)]
@@ -278,8 +287,7 @@ def _step_back(
     _sweep_back(layer, scalars, outer, pulls[-1], num_start, work)
     grads = [p[1:] @ v.mT for p, v in zip(pulls[1:], seen[:-1], strict=True)]
     by_outer = scalars.by_raws.flatten(0, 1) @ seen[-1].mT
-    by_outer = by_outer.unflatten(0, by_raw.shape[:2]).transpose(0, 1)
-    return scalars.by_y, pulls[0][:num_start], *grads, by_outer
+    return scalars.by_y, pulls[0][:num_start], *grads, by_outer.view_as(outer)
 
 
 class _Scalars(NamedTuple):
@@ -302,18 +310,19 @@ def _sweep_back(
     work: list[list[tuple[Tensor, ...]]],
 ) -> None:
     """The steps, last to first: fill what is to be found, and the pulls of every layer."""
-    pull, slope, by_y = (v.unbind() for v in scalars[:3])
-    move, by_raws = (v.unbind(1) for v in scalars[3:5])
-    fixed = None if scalars.fixed is None else scalars.fixed.unbind(1)
-    matrices = outer.mT.unbind()
-    for i in reversed(range(len(work))):
+    sizes = layer.plan.sizes
+    pull, slope, by_y = (v.split(sizes) for v in scalars[:3])
+    move, by_raws, by_raw = (v.split(sizes, dim=1) for v in (*scalars[3:5], outer))
+    fixed = None if scalars.fixed is None else scalars.fixed.split(sizes, dim=1)
+    for i in reversed(range(len(sizes))):
         torch.mul(pull[i], slope[i], out=by_y[i])
         if fixed is None:
             torch.mul(move[i], by_y[i], out=by_raws[i])
         else:
             torch.addcmul(fixed[i], move[i], by_y[i], out=by_raws[i])
         known = 1 + layer.plan.ends[-1][i] if layer.plan.ends else num_start + i
-        last.narrow(0, 0, known).addmm_(matrices[i].narrow(0, 0, known), by_raws[i])
+        by_known = by_raw[i].narrow(2, 0, known).flatten(0, 1)
+        last.narrow(0, 0, known).addmm_(by_known.mT, by_raws[i].flatten(0, 1))
         after = None
         for weights, before, units, slopes in reversed(work[i]):
             units *= slopes
