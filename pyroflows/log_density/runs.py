@@ -10,6 +10,8 @@ import torch
 from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
+from torch.overrides import TorchFunctionMode
 
 from ..latents import Latents
 from .enumeration import ShapeEnumMessenger, sum_out
@@ -71,7 +73,8 @@ class JointRuns:
 
     def vmap(self, u: Tensor) -> Terms:
         """Return the terms of each point in one run under ``torch.vmap``."""
-        return torch.vmap(self.single, randomness="same")(u)
+        with InFewOperations():
+            return torch.vmap(self.single, randomness="same")(u)
 
     def plate(self, u: Tensor) -> Terms:
         """Return the terms of each point in one run under one more, outermost plate."""
@@ -100,6 +103,24 @@ class JointRuns:
             check_bounds(trace, self.latents)
         trace.compute_log_prob()
         return trace
+
+
+class InFewOperations(TorchFunctionMode):
+    """Bernoulli log densities in four operations, where ``vmap`` would take twenty in place."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is binary_cross_entropy_with_logits and _is_plain(args, kwargs):
+            logits, target = args
+            return -torch.addcmul(logsigmoid(logits), target - 1, logits)
+        return func(*args, **kwargs)
+
+
+def _is_plain(args: tuple, kwargs: dict[str, Any]) -> bool:
+    weighted = kwargs.get("weight") is not None or kwargs.get("pos_weight") is not None
+    return len(args) == 2 and kwargs.get("reduction") == "none" and not weighted
 
 
 METHODS: dict[str, Callable[[JointRuns, Tensor], Terms]] = {

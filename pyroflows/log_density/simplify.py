@@ -81,6 +81,8 @@ def _equals(node: fx.Node, known: dict[fx.Node, Any]) -> list[Any]:
         return [first] if _is_all(rest[0], 1, known) else _left_of(node, rest[0], known, 1)
     if node.target is _aten.sum.dim_IntList and isinstance(first, fx.Node):
         return [first, *_before(first)] if shape_of(first).numel() == shape_of(node).numel() else []
+    if node.target is _aten.neg.default and first.target is _aten.neg.default:
+        return list(first.args)
     if node.target in (_aten.view.default, _aten.unsqueeze.default):
         return [first, *_before(first)]
     return [first] if node.target is _aten.expand.default else []
