@@ -10,6 +10,8 @@ import torch
 from pyro.distributions import MultivariateStudentT
 from torch import Tensor
 
+from .slim import Slim
+
 __all__ = ["Start", "matched_noise", "moments", "refine", "student_draws"]
 
 _REFINE_UP_TO = 64
@@ -28,6 +30,7 @@ class Start:
         report: What was done, for a person.
         mode: The mode that its climb led to, shape ``(D)``; ``None`` if that did not end in one.
         modes: The best Gaussian of each mode found, where there are two or more.
+        slim: The covariance as scales and directions, where the dimension is too high for a factor.
     """
 
     loc: Tensor
@@ -37,6 +40,7 @@ class Start:
     report: str
     mode: Tensor | None = None
     modes: tuple[Start, ...] = ()
+    slim: Slim | None = None
 
 
 def refine(log_density: Callable[[Tensor], Tensor], start: Start, num_rounds: int = 12) -> Start:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from .start import find_start
 __all__ = ["build_bijector", "initialise"]
 
 _FULL_UP_TO = 128
+_HESSIAN_UP_TO = 256  # above, for a map that is not full itself, curvature takes no matrix
 _RANK = 16
 _OUTERS = ("auto", "full", "diagonal", "low_rank", None)
 
@@ -77,7 +79,9 @@ def initialise(
     if init == "point":
         start = _narrow(loc, init_scale, f"started at the given point, {init_scale:g} wide")
     else:
-        start = _climb(log_density, loc, given, init_scale)
+        start = _climb(log_density, loc, given, init_scale, affine)
+    if isinstance(affine, LowRankAffine):
+        start = replace(start, report=f"{start.report}; the outer map has rank {affine.rank}")
     _set(affine, start, loc)
     _warn_of_resolution(start, loc)
     return start.report, start.modes
@@ -88,12 +92,16 @@ def _narrow(loc: Tensor, scale: float, report: str) -> Start:
     return Start(loc, torch.full_like(loc, scale), None, -torch.inf, report)
 
 
-def _climb(log_density: LogDensity, loc: Tensor, given: bool, init_scale: float) -> Start:
+def _climb(
+    log_density: LogDensity, loc: Tensor, given: bool, init_scale: float, affine: Bijector
+) -> Start:
     points = loc.double()[None] if given else _starting_points(loc)
+    options = {} if isinstance(affine, FullAffine) else {"max_full_dim": _HESSIAN_UP_TO}
+    options["rank"] = getattr(affine, "rank", 0)
     seed_devices = [loc.device] if loc.is_cuda else []
     try:
         with torch.random.fork_rng(seed_devices):
-            start = find_start(_in_double(log_density, points, loc.dtype), points)
+            start = find_start(_in_double(log_density, points, loc.dtype), points, **options)
     except StructureError:
         raise
     except (RuntimeError, ValueError) as error:
@@ -173,6 +181,8 @@ def _conditional_scale(start: Start) -> Tensor:
 def _low_rank(start: Start, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """Scales, directions and log stretches of the closest map of low rank."""
     dim = len(start.loc)
+    if start.slim is not None and len(start.slim.log_stretch) == rank:
+        return start.slim
     if start.scale_tril is None:
         eye = torch.eye(dim, rank, dtype=start.loc.dtype, device=start.loc.device)
         return start.scale, eye, eye.new_zeros(rank)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .gaussians import Start, matched_noise, moments, refine, student_draws
+from .slim import Slim, slim_curvature, value_and_grad
 
 __all__ = ["find_start"]
 
@@ -17,7 +18,11 @@ _STRETCHES = (0.5, 0.7, 1.0, 1.4, 2.0, 3.0)
 
 
 def find_start(
-    log_density: Callable[[Tensor], Tensor], points: Tensor, *, max_full_dim: int = 1024
+    log_density: Callable[[Tensor], Tensor],
+    points: Tensor,
+    *,
+    max_full_dim: int = 1024,
+    rank: int = 0,
 ) -> Start:
     r"""Climb from each point, take the curvature along the way, keep the best Gaussian.
 
@@ -34,6 +39,7 @@ def find_start(
         log_density: Maps points ``(K, D)`` in float64 to log densities ``(K)``.
         points: Where to climb from, shape ``(N, D)``, in float64.
         max_full_dim: Largest dimension for which the whole Hessian is formed.
+        rank: Directions of the curvature that are looked for above it.
 
     Raises:
         ValueError: If the log density is not finite at any of the points.
@@ -46,7 +52,7 @@ def find_start(
         )
     noise, modes = matched_noise(points.shape[-1], points), []
     for path in paths:
-        best = _best_along(log_density, path, modes, noise, max_full_dim)
+        best = _best_along(log_density, path, modes, noise, max_full_dim, rank)
         if best is not None:
             modes.append(best)
     if not modes:
@@ -63,7 +69,8 @@ def _on_cpu(mode: Start) -> Start:
     """A mode to be kept with the guide, whatever device that moves to."""
     names = ("loc", "scale", "scale_tril", "mode")
     tensors = {name: getattr(mode, name) for name in names}
-    return replace(mode, **{n: t if t is None else t.cpu() for n, t in tensors.items()})
+    slim = mode.slim and Slim(*(t.cpu() for t in mode.slim))
+    return replace(mode, slim=slim, **{n: t if t is None else t.cpu() for n, t in tensors.items()})
 
 
 def _best_along(
@@ -72,6 +79,7 @@ def _best_along(
     known: list[Start],
     noise: Tensor,
     max_full_dim: int,
+    rank: int,
 ) -> Start | None:
     """The best Gaussian along one path, or ``None`` if it led to a mode that is known."""
     end = path[-1]
@@ -80,7 +88,7 @@ def _best_along(
     if end is not None and any(_is_same(end, mode) for mode in known):
         return None
     points = _thin(path) + ([] if end is None else [end])
-    found = [_best_stretch(log_density, u, noise, max_full_dim) for u in points]
+    found = [_best_stretch(log_density, u, noise, max_full_dim, rank) for u in points]
     best = max((f for f in found if f is not None), key=lambda f: f.elbo, default=None)
     return None if best is None else replace(best, mode=end)
 
@@ -90,8 +98,8 @@ def _is_same(u: Tensor, mode: Start) -> bool:
     if mode.mode is None:
         return False
     offset = u - mode.mode
-    if mode.scale_tril is None:
-        return bool((offset / mode.scale).norm() < 1)
+    if mode.scale_tril is None:  # climbs of many coordinates end less exactly
+        return bool((offset / mode.scale).norm() < max(1.0, 0.1 * len(u) ** 0.5))
     white = torch.linalg.solve_triangular(mode.scale_tril, offset[:, None], upper=False)
     return bool(white.norm() < 1)
 
@@ -129,15 +137,6 @@ def _cover(log_density: Callable, modes: list[Start], num_rounds: int = 3) -> St
     told = "the mode" if num_modes == 1 else f"{num_modes} modes"
     report = f"started at the posterior's moments, by importance sampling around {told}"
     return Start(loc, tril.square().sum(-1).sqrt(), tril, modes[0].elbo, report)
-
-
-def value_and_grad(fn: Callable[[Tensor], Tensor], u: Tensor) -> tuple[Tensor, Tensor]:
-    """Values and gradients of a batch of points."""
-    with torch.enable_grad():
-        u = u.detach().requires_grad_()
-        value = fn(u)
-        (grad,) = torch.autograd.grad(value.sum(), u)
-    return value.detach(), grad
 
 
 def hessian(fn: Callable[[Tensor], Tensor], u: Tensor, chunk: int = 256) -> Tensor:
@@ -253,19 +252,37 @@ def _covariance_factor(precision: Tensor) -> Tensor | None:
 
 
 def _best_stretch(
-    log_density: Callable, u: Tensor, noise: Tensor, max_full_dim: int
+    log_density: Callable, u: Tensor, noise: Tensor, max_full_dim: int, rank: int
 ) -> Start | None:
     """The Gaussian at ``u``, its scale stretched by the factor with the largest ELBO."""
     if len(u) <= max_full_dim:
         factor = _covariance_factor(-hessian(log_density, u))
         if factor is None:
             return None
+        return _stretched(log_density, u, noise, "the full curvature", factor=factor)
+    slim = slim_curvature(log_density, u, rank)
+    kind = "the diagonal of the curvature"
+    found = [_stretched(log_density, u, noise, kind, slim=slim.diagonal())]
+    if rank:
+        kind = f"the diagonal and {len(slim.log_stretch)} directions of the curvature"
+        found.append(_stretched(log_density, u, noise, kind, slim=slim))
+    return max((f for f in found if f is not None), key=lambda f: f.elbo, default=None)
+
+
+def _stretched(
+    log_density: Callable,
+    u: Tensor,
+    noise: Tensor,
+    kind: str,
+    *,
+    factor: Tensor | None = None,
+    slim: Slim | None = None,
+) -> Start | None:
+    if slim is None:
         offsets, log_det = noise @ factor.mT, factor.diagonal().log().sum()
-        scale, kind = factor.square().sum(-1).sqrt(), "the full curvature"
+        scale = factor.square().sum(-1).sqrt()
     else:
-        factor, scale = None, _diagonal_scale(log_density, u)
-        offsets, log_det = noise * scale, scale.log().sum()
-        kind = "the diagonal of the curvature"
+        offsets, log_det, scale = slim.times(noise), slim.log_det(), slim.scale
     entropy = log_det + 0.5 * len(u) * (1 + math.log(2 * math.pi))
     best = None
     for stretch in _STRETCHES:
@@ -275,20 +292,9 @@ def _best_stretch(
         if math.isfinite(elbo) and (best is None or elbo > best.elbo):
             report = f"started at a point found by climbing, with {kind} times {stretch:g}"
             tril = None if factor is None else stretch * factor
-            best = Start(u, stretch * scale, tril, elbo, report)
+            wide = slim and slim._replace(scale=stretch * slim.scale)
+            best = Start(u, stretch * scale, tril, elbo, report, slim=wide)
     return best
-
-
-def _diagonal_scale(log_density: Callable, u: Tensor, num_probes: int = 64) -> Tensor:
-    """Scales from an estimate of the diagonal of the Hessian by random signs."""
-    generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(0, 2, (num_probes, len(u)), generator=generator).to(u) * 2 - 1
-    step = torch.finfo(u.dtype).eps ** (1 / 3) * (1 + u.abs())
-    above = value_and_grad(log_density, u + step * signs)[1]
-    below = value_and_grad(log_density, u - step * signs)[1]
-    diagonal = ((below - above) / (2 * step) * signs).mean(0)
-    floor = 1e-6 * diagonal.abs().max().clamp_min(1e-12)
-    return diagonal.abs().clamp_min(floor).rsqrt()
 
 
 def _thin(path: list[Tensor], number: int = 8) -> list[Tensor]:
