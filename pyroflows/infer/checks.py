@@ -53,15 +53,23 @@ def check_optimizer(optimizer: Any, learning_rate: float | None) -> None:
         )
 
 
-def make_loss(loss: Any, num_particles: int, chunk_size: int | None) -> Any:
+def make_loss(loss: Any, num_particles: int, chunk_size: int | None, compile: bool) -> Any:
     """The loss that was asked for, and an instance where a class was given."""
-    if chunk_size is not None:
+    options = {"chunk_size": chunk_size, "compile": compile}
+    options = {name: value for name, value in options.items() if value}
+    if len(options) > 1:
+        raise ValueError(
+            f"fit_guide: compile=True takes all draws at once, got chunk_size={chunk_size} too. "
+            "Leave one of them out."
+        )
+    if options:
         if loss not in (None, PathELBO):
+            told = ", ".join(f"{name}={value}" for name, value in options.items())
             raise ValueError(
-                f"fit_guide: got chunk_size={chunk_size}, which PathELBO knows, and the loss "
-                f"{guide_name(loss)}. Leave one of them out, or give PathELBO the chunk_size."
+                f"fit_guide: got {told}, which PathELBO knows, and the loss {guide_name(loss)}. "
+                f"Leave one of them out, or make the loss with PathELBO({told})."
             )
-        return PathELBO(num_particles=num_particles, chunk_size=chunk_size)
+        return PathELBO(num_particles=num_particles, **options)
     if loss is None or isinstance(loss, type):
         return (loss or PathELBO)(num_particles=num_particles, vectorize_particles=True)
     if not (callable(loss) or hasattr(loss, "loss_and_grads")):

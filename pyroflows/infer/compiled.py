@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import make_fx
+import torch._inductor
+from torch import Tensor, fx, nn
 from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..bijector import Bijector
 from ..log_density import LogDensity, Program
@@ -26,7 +28,7 @@ class CompiledSteps:
     """Compiled steps, one for each kind of gradient, of one flow and one model.
 
     The flow, the log density (as a flat graph), the objective and all derivatives are recorded
-    once as tensor operations and compiled by ``torch.compile``. The first result is compared with
+    once as tensor operations and compiled by torch's inductor. The first result is compared with
     an eager one. Where anything is in the way, steps are eager again, with a warning.
 
     Attributes:
@@ -38,6 +40,15 @@ class CompiledSteps:
         self.seconds = 0.0
         self.reason = ""
         self._steps: dict[tuple, _Step] = {}
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"Steps were not compiled, or not to the end: {self.reason}."
+        return f"Steps were compiled, which took {self.seconds:.1f} s of that."
+
+    def __reduce__(self) -> tuple:
+        """Copies compile their own."""
+        return CompiledSteps, ()
 
     def __call__(
         self,
@@ -117,7 +128,7 @@ class _Step:
         return (
             self._whole.bijector is bijector
             and self._program is program
-            and all(value is now for value, now in zip(self._state.values(), self._live()))
+            and all(map(operator.is_, self._state.values(), self._live()))
             and self._flags == self._trained_flags()
         )
 
@@ -127,8 +138,7 @@ class _Step:
         eager = self._evaluate(values, tally, noise)
         with torch.no_grad():  # the recorder differentiates by itself
             graph = make_fx(lambda *inputs: tuple(self._evaluate(*inputs)))(values, tally, noise)
-            options = {"triton.cudagraphs": True} if noise.is_cuda else {}
-            self._run = torch.compile(graph, dynamic=False, options=options)
+            self._run = _compile(graph, [values, tally, noise])
             compiled = self._run(values, tally, noise)
         _compare(eager, compiled)
 
@@ -142,10 +152,8 @@ class _Step:
 
     def _evaluate(self, values: list[Tensor], tally: Tensor, noise: Tensor) -> _Found:
         with torch.enable_grad():
-            wanted = [flag for flag in self._flags]
-            values = [
-                v.detach().requires_grad_(flag) for v, flag in zip(values, wanted, strict=True)
-            ]
+            pairs = zip(values, self._flags, strict=True)
+            values = [value.detach().requires_grad_(flag) for value, flag in pairs]
             tally = tally.detach().requires_grad_()
             state = dict(zip(self._state, values, strict=False))
             inputs = values[len(state) :]
@@ -201,6 +209,13 @@ class _Differentiated(torch.autograd.Function):
         return None, None, *grads
 
 
+def _compile(graph: fx.GraphModule, inputs: list[Any]) -> Callable:
+    options = {"triton.cudagraphs": True} if inputs[-1].is_cuda else {}
+    with warnings.catch_warnings():  # the compiler warns of its own parts
+        warnings.simplefilter("ignore", FutureWarning)
+        return torch._inductor.compile(graph, inputs, options=options)
+
+
 def _tally_like(noise: Tensor) -> Tensor:
     return torch.zeros((), dtype=torch.float32, device=noise.device, requires_grad=True)
 
@@ -223,4 +238,6 @@ def _compare(eager: _Found, compiled: _Found) -> None:
         tolerance = _TOLERANCE * torch.finfo(got.dtype).eps * scale
         if not torch.allclose(got, expected, rtol=1e-2, atol=tolerance, equal_nan=True):
             what = "loss" if i == 0 else "gradients"
-            raise RuntimeError(f"the {what} of the compiled step differ from those of the eager one")
+            raise RuntimeError(
+                f"the {what} of the compiled step differ from those of the eager one"
+            )

@@ -62,9 +62,9 @@ class PathELBO(Trace_ELBO):
             unless given. Loss and gradient are those of all draws, to rounding; memory is that of
             a chunk. Only :meth:`loss_and_grads`, which ``SVI`` and ``fit_guide`` call, keeps to it.
 
-        compile: Whether a flow's steps are recorded and compiled by ``torch.compile``, model and all
-            derivatives included: several times as fast after a start of about a minute. Where that
-            cannot be done, steps are eager, with a warning that says why.
+        compile: Whether a flow's steps are recorded and compiled, model and all derivatives
+            included: two or three times as fast after a start of up to a minute. Where that cannot
+            be done, steps are eager, with a warning that says why.
 
     Attributes:
         compiled: The compiled steps, with their ``seconds`` and ``reason``; ``None`` without.

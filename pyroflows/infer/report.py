@@ -41,6 +41,7 @@ class GuideFit:
         diagnostics: What importance weights say; ``None`` if there are none.
         note: Why there are no diagnostics, or fewer draws in them than were asked for.
         num_processes: Processes that shared the steps.
+        compilation: What became of ``compile=True``, and how long it took, in words.
     """
 
     guide: Callable
@@ -57,6 +58,7 @@ class GuideFit:
     diagnostics: ImportanceDiagnostics | None = field(default=None, repr=False)
     note: str = ""
     num_processes: int = 1
+    compilation: str = ""
 
     @property
     def num_steps(self) -> int:
@@ -90,6 +92,7 @@ class GuideFit:
         }
         told = [f"{count} {what}" for what, count in counts.items() if count]
         lines += [f"Of them {', '.join(told)}."] if told else []
+        lines += [self.compilation] if self.compilation else []
         lines += [f"Note: {self.note}"] if self.note else []
         lines += [str(self.diagnostics)] if self.diagnostics is not None else []
         return "\n".join(lines)

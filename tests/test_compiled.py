@@ -1,0 +1,157 @@
+"""Compiled steps: the numbers of eager ones, live tensors, and a word where it cannot be done."""
+
+import copy
+import pickle
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from pyroflows import AutoFlow, PathELBO, energy_model, fit_guide
+from pyroflows.infer import compiled
+
+pytestmark = pytest.mark.usefixtures("_double")
+SMALL = {"num_layers": 1, "hidden_dims": (4,)}
+
+
+@pytest.fixture(autouse=True)
+def _without_machine_code(monkeypatch: pytest.MonkeyPatch):
+    """Steps are recorded as they are for the compiler, and run as they were recorded."""
+    monkeypatch.setattr(compiled, "_compile", lambda graph, inputs: graph)
+
+
+def regression(x: Tensor, y: Tensor) -> None:
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    scale = pyro.sample("scale", dist.HalfNormal(1.0))
+    shift = pyro.param("shift", torch.tensor(0.1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ slope + shift, scale), obs=y)
+
+
+def data(seed: int = 0) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(seed)
+    x = torch.randn(20, 2)
+    return x, x.sum(-1) + 0.3 * torch.randn(20)
+
+
+def gradients(loss: PathELBO, guide: AutoFlow, args: tuple, seed: int) -> list[Tensor]:
+    leaves = [*guide.parameters(), pyro.param("shift").unconstrained()]
+    for leaf in leaves:
+        leaf.grad = None
+    torch.manual_seed(seed)
+    value = loss.differentiable_loss(regression, guide, *args)
+    value.backward()
+    zero = torch.zeros(())
+    return [value.detach(), *(zero if p.grad is None else p.grad.clone() for p in leaves)]
+
+
+@pytest.mark.parametrize("flow", ["nsf", "realnvp", "affine"])
+@pytest.mark.parametrize("score_weight", [0.0, 1.0])
+def test_same_loss_and_gradients_as_eager_steps(flow: str, score_weight: float):
+    pyro.clear_param_store()
+    pyro.param("shift", torch.tensor(0.1))
+    options = {} if flow == "affine" else SMALL
+    guide = AutoFlow(regression, flow, model_args=data(), **options)
+    weights = {"score_weight": score_weight, "tail_weight": 1 - score_weight}
+    eager, fast = (PathELBO(8, compile=c, **weights) for c in (False, True))
+    for seed in range(3):
+        args = data(seed)  # other data of the same shape
+        assert_close(gradients(fast, guide, args, seed), gradients(eager, guide, args, seed))
+        with torch.no_grad():
+            for p in guide.parameters():
+                p.add_(0.1 * torch.randn_like(p))
+            pyro.param("shift").unconstrained().add_(1.0)
+    assert fast.compiled.reason == ""
+    assert fast.compiled.seconds > 0
+    assert fast.num_nonfinite_particles == 0
+    assert fast.spread == pytest.approx(eager.spread)
+
+
+def test_draws_that_are_not_finite_are_counted_alike():
+    target = energy_model(lambda x: torch.where(x[..., 0] > 0, torch.nan, -x.square().sum(-1)), 2)
+    guide = AutoFlow(target, "affine", model_args=(), init="point")
+    counts, losses = [], []
+    for compile in (False, True):
+        loss = PathELBO(32, compile=compile)
+        torch.manual_seed(0)
+        losses.append(loss.differentiable_loss(target, guide).detach())
+        counts.append(loss.num_nonfinite_particles)
+    assert counts[0] == counts[1] > 0
+    assert_close(*losses)
+
+
+def test_a_fit_tells_that_it_was_compiled():
+    target = energy_model(lambda x: -x.square().sum(-1) / 2, 2)
+    guides = [AutoFlow(target, "nsf", model_args=(), **SMALL) for _ in range(2)]
+    guides[1].load_state_dict(guides[0].state_dict())
+    options = {"num_steps": 25, "seed": 0, "progress_bar": False, "num_diagnostic_samples": 0}
+    fits = [
+        fit_guide(target, guide, num_particles=16, compile=compile, **options)
+        for guide, compile in zip(guides, (False, True), strict=True)
+    ]
+    assert_close(fits[1].losses, fits[0].losses)
+    assert "compiled" in str(fits[1])
+    assert "compiled" not in str(fits[0])
+
+
+def test_what_cannot_be_recorded_is_said_and_run_eagerly():
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor("f", -x.abs() if x.item() > 0 else -2 * x.abs())
+
+    loss = PathELBO(4, compile=True)
+    guide = AutoFlow(model, "affine", model_args=(), init="point")
+    with pytest.warns(UserWarning, match=r"one by one|not compiled") as told:
+        loss.differentiable_loss(model, guide).backward()
+    assert len(told) == 2
+    assert "recorded" in loss.compiled.reason
+    loss.differentiable_loss(model, guide).backward()
+
+
+def test_a_compiler_that_fails_or_errs_is_not_used(monkeypatch: pytest.MonkeyPatch):
+    target = energy_model(lambda x: -x.square().sum(-1) / 2, 2)
+    guide = AutoFlow(target, "affine", model_args=())
+
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    def wrong(graph, inputs):
+        def run(*inputs):
+            loss, *others = graph(*inputs)
+            return loss + 1, *others
+
+        return run
+
+    for compiler, words in ((broken, "no compiler here"), (wrong, "loss of the compiled step")):
+        monkeypatch.setattr(compiled, "_compile", compiler)
+        loss = PathELBO(8, compile=True)
+        with pytest.warns(UserWarning, match=words):
+            loss.differentiable_loss(target, guide).backward()
+
+
+def test_options_that_exclude_it():
+    target = energy_model(lambda x: -x.square().sum(-1) / 2, 2)
+    guide = AutoFlow(target, "affine", model_args=())
+    with pytest.raises(ValueError, match="compile=True takes all draws at once"):
+        fit_guide(target, guide, compile=True, chunk_size=4)
+    with pytest.raises(ValueError, match="compile=True, which PathELBO knows"):
+        fit_guide(target, guide, compile=True, loss=pyro.infer.Trace_ELBO())
+
+
+def test_copies_compile_their_own():
+    loss = PathELBO(8, compile=True)
+    for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert other.compiled is not loss.compiled
+
+
+def test_a_step_goes_backward_once():
+    target = energy_model(lambda x: -x.square().sum(-1) / 2, 2)
+    loss = PathELBO(8, compile=True).differentiable_loss(
+        target, AutoFlow(target, "affine", model_args=())
+    )
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        loss.backward()
