@@ -346,6 +346,7 @@ class AutoFlow(AutoContinuous):
             self._pending.append(fn)
             return super()._apply(fn, recurse)
         self.latents.move(fn)
+        self._signatures = set()  # data that fitted before may not now
         return super()._apply(fn, recurse)
 
     def load_state_dict(self, *args, **kwargs) -> Any:

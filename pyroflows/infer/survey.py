@@ -15,6 +15,8 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from pyro.util import check_model_guide_match
 from torch import Tensor, nn
 
+from ..guides.prototype import tensors_in
+
 __all__ = ["Survey", "guide_name", "module_params", "survey"]
 
 
@@ -68,6 +70,10 @@ def _checked_traces(
     """Traces under validation; a draw that happens to give NaN is no reason to end a fit."""
     try:
         traces = _traces(model, guide, args, kwargs)
+    except RuntimeError as error:
+        if not re.search(r"same device|expected device|different devices", str(error)):
+            raise
+        raise _mixed_devices(guide, args, kwargs, error) from error
     except ValueError as error:
         if not re.search(r"\bnan\b", str(error)):
             raise
@@ -76,6 +82,20 @@ def _checked_traces(
     guide_trace, model_trace = traces
     check_model_guide_match(prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace))
     return traces
+
+
+def _mixed_devices(
+    guide: Callable, args: tuple, kwargs: dict[str, Any], error: RuntimeError
+) -> ValueError:
+    where = {f"the parameters of {guide_name(guide)}": p for _, p in module_params(guide)}
+    where |= dict([*tensors_in(args, "model_args"), *tensors_in(kwargs, "model_kwargs")])
+    told = ", ".join(f"{name} on {tensor.device}" for name, tensor in where.items())
+    first_line = str(error).strip().partition("\n")[0]
+    return ValueError(
+        f"fit_guide: model and guide hold tensors on different devices ({told or 'no arguments'}; "
+        f"torch says: {first_line}). Move all to one: guide.to(device), each argument's "
+        ".to(device), and the tensors that the model itself makes or refers to."
+    )
 
 
 def _traces(
