@@ -62,8 +62,9 @@ def newton_inverse(
     with torch.no_grad():
         x, matrix = _solve(function, y.detach(), max_steps)
     if torch.is_grad_enabled():
+        factors, pivots = torch.linalg.lu_factor(matrix)
         for _ in range(2):
-            x = x - torch.linalg.solve(matrix, (function(x) - y)[..., None])[..., 0]
+            x = x - torch.linalg.lu_solve(factors, pivots, (function(x) - y)[..., None])[..., 0]
     return x
 
 
@@ -71,23 +72,22 @@ def _solve(
     function: Callable[[Tensor], Tensor], y: Tensor, max_steps: int
 ) -> tuple[Tensor, Tensor]:
     """The solution and the Jacobian there, without a graph."""
-    x = y
-    image, matrix = _linearize(function, x)
-    for _ in range(max_steps):
-        error = _norm(image - y)
-        done = error <= _rounding(x, y, matrix)
+    point, image = _evaluated(function, y)
+    for number in range(max_steps + 1):
+        matrix = jacobian_rows(image, point)
+        x, residual = point.detach(), y - image.detach()
+        done = _norm(residual) <= _rounding(x, y, matrix)
         if done.all():
             return x, matrix
-        step = _newton_step(matrix, y - image)
-        x = torch.where(done[..., None], x, _damped(function, x, step, y, error))
-        image, matrix = _linearize(function, x)
-    failed = int((~(_norm(image - y) <= _rounding(x, y, matrix))).sum())
-    if failed:
-        raise RuntimeError(
-            f"newton_inverse: {failed} of {error.numel()} points did not converge in {max_steps} "
-            "steps. Is the map a bijection there, and are its parameters finite?"
-        )
-    return x, matrix
+        if number == max_steps:
+            break
+        step = torch.where(done[..., None], 0, _newton_step(matrix, residual))
+        point, image = _damped(function, x, step, y, _norm(residual), done)
+    failed = int((~done).sum())
+    raise RuntimeError(
+        f"newton_inverse: {failed} of {done.numel()} points did not converge in {max_steps} "
+        "steps. Is the map a bijection there, and are its parameters finite?"
+    )
 
 
 def _newton_step(matrix: Tensor, residual: Tensor) -> Tensor:
@@ -96,24 +96,32 @@ def _newton_step(matrix: Tensor, residual: Tensor) -> Tensor:
 
 
 def _damped(
-    function: Callable[[Tensor], Tensor], x: Tensor, step: Tensor, y: Tensor, error: Tensor
-) -> Tensor:
-    """The longest of the halved steps that lowers the error, for each point alone."""
+    function: Callable[[Tensor], Tensor],
+    x: Tensor,
+    step: Tensor,
+    y: Tensor,
+    error: Tensor,
+    done: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The point that the longest of the halved steps to lower the error leads to, and its image.
+
+    For each point alone; those that are done, at the floor of rounding, are not asked to fall.
+    """
     length = torch.ones_like(error)
     for _ in range(40):
-        trial = x + length[..., None] * step
-        worse = ~(_norm(function(trial) - y) < error)
+        point, image = _evaluated(function, x + length[..., None] * step)
+        worse = ~(_norm(image.detach() - y) < error) & ~done
         if not worse.any():
-            break
+            return point, image
         length = torch.where(worse, length / 2, length)
-    return torch.where(worse[..., None], x, trial)
+    return _evaluated(function, torch.where(worse[..., None], x, point.detach()))
 
 
-def _linearize(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+def _evaluated(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """The point and its image, with the graph that a Jacobian needs."""
     with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        image = function(x)
-        return image.detach(), jacobian_rows(image, x)
+        point = x.detach().requires_grad_()
+        return point, function(point)
 
 
 def _norm(x: Tensor) -> Tensor:

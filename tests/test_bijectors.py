@@ -271,6 +271,19 @@ def test_newton_has_the_gradients_of_the_inverse():
     assert torch.autograd.gradgradcheck(lambda v: Cubic(2).inverse_and_log_det(v), y)
 
 
+def test_newton_spends_no_step_on_points_that_are_solved():
+    calls = []
+
+    def function(x):
+        calls.append(1)
+        return x + x**3
+
+    y = torch.cat([torch.randn(500, 1), torch.tensor([[1e6], [1e9]])])  # some need many steps
+    x = newton_inverse(function, y)
+    assert_close(x + x**3, y, rtol=1e-13, atol=1e-13)
+    assert len(calls) < 60
+
+
 def test_newton_says_how_many_points_failed():
     y = torch.tensor([[1.0], [-1.0], [2.0], [-3.0]])
     with pytest.raises(RuntimeError, match="2 of 4 points did not converge"):
