@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .fused import FusedTransformer, State, bounded
-from .spline_kernel import Box, SplineState
+from .spline_dispatch import kernels_for, restored
+from .spline_kernel import Box
 
 __all__ = ["RationalQuadraticSpline"]
 
@@ -83,18 +84,20 @@ class RationalQuadraticSpline(FusedTransformer):
         return torch.where(inside, x, y), torch.where(inside, -slope.log(), 0)
 
     def evaluate(self, x: Tensor, raws: Tensor) -> tuple[Tensor, Tensor, State]:
-        return self._box.forward(x, raws)
+        return kernels_for(self._box, x, raws).forward(x, raws)
 
     def evaluate_inverse(self, y: Tensor, raws: Tensor) -> tuple[Tensor, Tensor, State]:
-        return self._box.inverse(y, raws)
+        return kernels_for(self._box, y, raws).inverse(y, raws)
 
     def log_slope_x(self, state: State) -> Tensor:
-        return self._box.log_slope_x(SplineState(*state))
+        kernels, state = restored(self._box, state)
+        return kernels.log_slope_x(state)
 
     def pull(
         self, state: State, grad_y: Tensor | None, grad_log: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        return self._box.pull(SplineState(*state), grad_y, grad_log)
+        kernels, state = restored(self._box, state)
+        return kernels.pull(state, grad_y, grad_log)
 
     @property
     def _box(self) -> Box:
