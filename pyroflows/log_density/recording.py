@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["NotTraceable", "Recording", "is_random", "is_view", "shape_of", "writes"]
@@ -83,19 +82,17 @@ class Recording(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        given = [
-            self._node(leaf)
-            for leaf in pytree.tree_leaves((args, kwargs))
-            if isinstance(leaf, Tensor)
-        ]
+        given: list[fx.Node] = []
+        node_args = self._argument(args, given)
+        node_kwargs = {key: self._argument(value, given) for key, value in kwargs.items()}
         depends = frozenset().union(*(self._depends[node] for node in given))
-        if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result)):
+        results = result if isinstance(result, list | tuple) else (result,)
+        if not any(isinstance(item, Tensor) for item in results):
             self._bind(depends, f"{func} takes a number out of a tensor")
             return result
         decisive = frozenset().union(*(self._depends[self._node(t)] for t in _sizing(func, args)))
         self._bind(decisive, f"the shape of the result of {func} depends on a tensor")
-        args, kwargs = pytree.tree_map(self._argument, (args, kwargs))
-        node = self.graph.call_function(func, args, kwargs)
+        node = self.graph.call_function(func, node_args, node_kwargs)
         if writes(node):
             self._refuse_lasting_write(node)
         if is_random(node):
@@ -142,9 +139,14 @@ class Recording(TorchDispatchMode):
         self._know(tensor, node, frozenset([_PARAMS] if tensor.requires_grad else []))
         return node
 
-    def _argument(self, value: Any) -> Any:
+    def _argument(self, value: Any, given: list[fx.Node]) -> Any:
+        """An argument with nodes for tensors, which are added to those given."""
         if isinstance(value, Tensor):
-            return self._node(value)
+            given.append(self._node(value))
+            return given[-1]
+        if isinstance(value, list | tuple):
+            items = [self._argument(item, given) for item in value]
+            return tuple(items) if isinstance(value, tuple) else items
         if isinstance(value, (*_PLAIN, *_SETTINGS)):
             return value
         raise NotTraceable(f"an operation takes a {type(value).__name__}")
@@ -191,5 +193,5 @@ def _sizing(func: Any, args: tuple) -> list[Tensor]:
     if func in (_aten.index.Tensor, _aten.index_put.default):
         return [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
     if torch.Tag.dynamic_output_shape in getattr(func, "tags", []):
-        return [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
+        return [value for value in args if isinstance(value, Tensor)]
     return []
