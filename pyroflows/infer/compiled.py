@@ -9,10 +9,8 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
-import torch._inductor
 from torch import Tensor, fx, nn
 from torch.func import functional_call
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..bijector import Bijector
 from ..log_density import LogDensity, Program
@@ -133,6 +131,8 @@ class _Step:
         )
 
     def compile(self, noise: Tensor) -> None:
+        from torch.fx.experimental.proxy_tensor import make_fx  # here: it is slow to import
+
         self._flags = self._trained_flags()
         values, tally = self._values(), _tally_like(noise)
         eager = self._evaluate(values, tally, noise)
@@ -210,6 +210,8 @@ class _Differentiated(torch.autograd.Function):
 
 
 def _compile(graph: fx.GraphModule, inputs: list[Any]) -> Callable:
+    import torch._inductor  # here: it is slow to import
+
     options = {"triton.cudagraphs": True} if inputs[-1].is_cuda else {}
     with warnings.catch_warnings():  # the compiler warns of its own parts
         warnings.simplefilter("ignore", FutureWarning)
