@@ -198,3 +198,13 @@ def test_modes_stay_with_a_copy_of_the_guide():
         for mode, other in zip(guide.modes, twin.modes, strict=True):
             assert torch.equal(mode.loc, other.loc)
             assert torch.equal(mode.scale_tril, other.scale_tril)
+
+
+@pytest.mark.parametrize("flow", ["affine", "diagonal"])
+def test_a_density_without_curvature_starts_at_its_width(flow):
+    """A Laplace has none but at its kinks, where it has no second derivative."""
+    guide = AutoFlow(energy_model(lambda x: -(x - 5).abs().sum(-1), dim=3), flow)
+    draws = guide.unpack(guide.get_posterior().sample((2000,)))["x"]
+    assert_close(draws.mean(0), torch.full((3,), 5.0), atol=0.5, rtol=0)
+    assert (draws.std(0) > 0.5).all()
+    assert (draws.std(0) < 2.5).all()

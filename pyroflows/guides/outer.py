@@ -17,7 +17,7 @@ from ..log_density import LogDensity, StructureError
 from .gaussians import Start
 from .start import find_start
 
-__all__ = ["build_bijector", "initialise"]
+__all__ = ["build_bijector", "in_double", "initialise"]
 
 _FULL_UP_TO = 128
 _HESSIAN_UP_TO = 256  # above, for a map that is not full itself, curvature takes no matrix
@@ -101,7 +101,7 @@ def _climb(
     seed_devices = [loc.device] if loc.is_cuda else []
     try:
         with torch.random.fork_rng(seed_devices):
-            start = find_start(_in_double(log_density, points, loc.dtype), points, **options)
+            start = find_start(in_double(log_density, points, loc.dtype), points, **options)
     except StructureError:
         raise
     except (RuntimeError, ValueError) as error:
@@ -125,10 +125,16 @@ def _starting_points(loc: Tensor) -> Tensor:
     return torch.cat([loc[None], torch.zeros_like(loc)[None], (4 * random - 2).to(loc)])
 
 
-def _in_double(
+def in_double(
     log_density: LogDensity, points: Tensor, dtype: torch.dtype
 ) -> Callable[[Tensor], Tensor]:
-    """The density computed in float64 if the model can, else in its own dtype."""
+    """The density computed in float64 if the model can, else in its own dtype.
+
+    Args:
+        log_density: The model's log density.
+        points: Unconstrained points in float64, shape ``(K, D)``.
+        dtype: The model's own dtype.
+    """
     double = LogDensity(
         log_density.model,
         log_density.latents,

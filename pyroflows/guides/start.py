@@ -284,17 +284,23 @@ def _stretched(
     else:
         offsets, log_det, scale = slim.times(noise), slim.log_det(), slim.scale
     entropy = log_det + 0.5 * len(u) * (1 + math.log(2 * math.pi))
-    best = None
-    for stretch in _STRETCHES:
+
+    def elbo(stretch: float) -> float:
         with torch.no_grad():
             values = log_density(u + stretch * offsets)
-        elbo = (values.mean() + entropy + len(u) * math.log(stretch)).item()
-        if math.isfinite(elbo) and (best is None or elbo > best.elbo):
-            report = f"started at a point found by climbing, with {kind} times {stretch:g}"
-            tril = None if factor is None else stretch * factor
-            wide = slim and slim._replace(scale=stretch * slim.scale)
-            best = Start(u, stretch * scale, tril, elbo, report, slim=wide)
-    return best
+        value = (values.mean() + entropy + len(u) * math.log(stretch)).item()
+        return value if math.isfinite(value) else -math.inf
+
+    value, stretch = max((elbo(stretch), stretch) for stretch in _STRETCHES)
+    # Where the curvature vanishes, as beside the kink of a Laplace, it tells no scale at all.
+    while stretch <= _STRETCHES[0] and (shorter := elbo(stretch / 10)) > value:
+        value, stretch = shorter, stretch / 10
+    if value == -math.inf:
+        return None
+    report = f"started at a point found by climbing, with {kind} times {stretch:g}"
+    tril = None if factor is None else stretch * factor
+    wide = slim and slim._replace(scale=stretch * slim.scale)
+    return Start(u, stretch * scale, tril, value, report, slim=wide)
 
 
 def _thin(path: list[Tensor], number: int = 8) -> list[Tensor]:

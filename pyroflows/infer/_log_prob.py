@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import pyro.distributions as dist
@@ -38,12 +38,19 @@ class LogDensities:
     sizes: dict[str, int]
     rounding: float
 
-    def differs(self, other: LogDensities, index: int) -> str | None:
+    def differs(self, other: LogDensities, index: int, skip: Collection[str] = ()) -> str | None:
         """Name a site that this one draw, alone, scores in another way than draw ``index`` there.
 
         Each site has a tolerance of its own: a constant of 1e6 would hide the errors of another.
+
+        Args:
+            other: the log densities of many draws.
+            index: which of them this is.
+            skip: sites that are not compared.
         """
         for name, term in self.terms.items():
+            if name in skip:
+                continue
             alone, together = float(term[0]), other.terms[name]
             usual = together[together.isfinite()].abs()
             size = float(usual.median()) if len(usual) else 0.0

@@ -81,7 +81,7 @@ def draw_modes(
     method = "auto" if vectorized else "loop"
     log_density = LogDensity(model, guide.latents, args, kwargs, method=method)
     points = u.to(guide.device, guide.dtype)
-    log_p = log_density(points).double().cpu()
+    log_p = _where_defined(log_density, points).double().cpu()
     log_q = guide.unregistered_posterior().log_prob(points).double().cpu()
     center = guide.median_latent().double().cpu()
     return ModeDraws(
@@ -90,6 +90,17 @@ def draw_modes(
         index=torch.arange(len(guide.modes)).repeat_interleave(number),
         places=tuple(_place(guide, mode, center) for mode in guide.modes),
     )
+
+
+def _where_defined(log_density: LogDensity, points: Tensor) -> Tensor:
+    """Log densities; NaN at a point that the model refuses, such as a singular matrix."""
+    try:
+        return log_density(points)
+    except torch.linalg.LinAlgError:
+        halves = points.chunk(2)
+        if len(halves) < 2:
+            return points.new_full((len(points),), math.nan)
+        return torch.cat([_where_defined(log_density, half) for half in halves])
 
 
 def _degrees(mode: Start) -> int:

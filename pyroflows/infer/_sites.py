@@ -82,7 +82,6 @@ class GuideDraws:
         log_q: log density of the guide, float64 ``(S,)``, or None likewise.
         probe: log weights of other draws, with widened noise, that estimate the same log Z,
             float64; or None where the guide is not made of normal noise.
-        modes: draws around the modes that the guide's start found; None where it found no two.
         rounding: relative rounding error of the log densities.
         num_outside: draws outside the support of the model.
         point_masses: latents that the guide gives one and the same value.
@@ -90,6 +89,8 @@ class GuideDraws:
         marginalized: discrete latents summed out.
         subsampled: plates of which model or guide sees a part only.
         vectorized: whether all draws went through model and guide together.
+        modes: draws around the modes that the guide's start found; None where it found no two.
+        flat: latents along which the log density does not fall off; None if it does all ways tried.
     """
 
     sites: dict[str, Site]
@@ -99,7 +100,6 @@ class GuideDraws:
     log_p: Tensor | None
     log_q: Tensor | None
     probe: Tensor | None
-    modes: ModeDraws | None
     rounding: float
     num_outside: int
     point_masses: tuple[str, ...]
@@ -107,6 +107,8 @@ class GuideDraws:
     marginalized: tuple[str, ...]
     subsampled: dict[str, tuple[int, int]]
     vectorized: bool
+    modes: ModeDraws | None = None
+    flat: str | None = None
 
 
 class InferOptions(Messenger):

@@ -126,6 +126,11 @@ def _reasons_against(draws: GuideDraws, numbers: dict[str, float], moved: Moved)
         reasons.append(
             f"'{moved.farthest_at}' reaches {moved.farthest:.1g}: is its posterior proper?"
         )
+    if draws.flat is not None:
+        reasons.append(
+            f"the posterior does not fall off along {draws.flat}, even 16 standard deviations of "
+            "the guide away: it is improper, or the guide covers a small part of it"
+        )
     if size < 25:
         reasons.append(f"{size} draws are too few for a verdict: use 1000 or more")
     elif numbers["pareto_k"] > numbers["good_k"]:

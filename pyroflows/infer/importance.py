@@ -110,8 +110,9 @@ def importance_diagnostics(
     - "do not trust" where the shape exceeds ``good_k``, fewer than 100 draws are effective,
       weighting widens a latent coordinate more than 1.75-fold, draws with widened noise find more
       than 5 % of the posterior beyond the guide's own, a mode that the guide's start climbed to
-      holds more than 1 % where its draws never go, a log density is not a number, draws ran off
-      beyond 1e15, or a latent is a point in the guide;
+      holds more than 1 % where its draws never go, the log density does not fall off even 16
+      standard deviations away, a log density is not a number, draws ran off beyond 1e15, or a
+      latent is a point in the guide;
     - "usable" where the shape is at most 0.5, half of the draws are effective, the ELBO is within
       half a nat of log Z, and weighting moves no latent coordinate's mean by more than a tenth
       of a standard deviation nor its standard deviation by more than a tenth;
@@ -234,7 +235,7 @@ def _missed(draws: GuideDraws, log_z: float) -> float:
     if draws.probe is None or log_z == -math.inf:
         return math.nan
     wider = float(draws.probe.logsumexp(0)) - math.log(len(draws.probe))
-    return max(-math.expm1(log_z - wider), 0.0) if wider > -math.inf else 0.0
+    return -math.expm1(min(log_z - wider, 0.0)) if wider > -math.inf else 0.0
 
 
 def rounding_tolerance(draws: GuideDraws) -> float:
