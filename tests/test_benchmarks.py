@@ -156,8 +156,13 @@ def test_the_watch_ends_a_fit_that_has_reached_the_bar_and_counts_no_watching():
     row = watch.row()
     assert row["seconds_to_gap"] == 1
     assert abs(row["gap"] - 0.04) < 1e-6
-    # The clock was read six times, thrice of them for the watching, which is taken off.
+    # Five ticks since the start, two of them while watching.
     assert row["seconds"] == 3
+
+
+def test_enough_effective_draws_are_counted_in_batches():
+    """Draws of equal weight are all effective."""
+    assert abs(_peers_fit.batches_needed(torch.zeros(1000, dtype=torch.float64)) - 4) < 1e-9
 
 
 def test_the_watch_goes_on_above_the_bar():

@@ -28,7 +28,6 @@ Draw = Callable[[int], tuple[Tensor, Tensor]]
 _NUM_PARTICLES = 256
 _NUM_WATCHED = 8192
 _TIME_BETWEEN = 0.05  # of the seconds so far
-_GOOD_SHAPE = 0.7
 EFFECTIVE_DRAWS = 4000
 
 
@@ -59,7 +58,7 @@ class Watch:
     next_look: float = 0.0
     reached: float | None = None
     gaps: list[tuple[float, float]] = field(default_factory=list)
-    earliest: float = math.inf
+    earliest: float | None = None
 
     def start(self) -> None:
         self.started = self.clock()
@@ -75,11 +74,11 @@ class Watch:
             return
         began = self.clock()
         log_weights = self.log_weights()
-        self._judge(log_weights, now, self.clock() - began)
         gap = self.posterior.log_z - float(log_weights.mean())
         self.gaps.append((now, gap))
         if self.reached is None and gap < self.bar:
             self.reached = now
+            self.earliest = now + (self.clock() - began) * batches_needed(log_weights)
         self.next_look = now * (1 + _TIME_BETWEEN)
         self.watching += self.clock() - began
         if not last and (now > self.cap or (self.stops and self.reached is not None)):
@@ -91,25 +90,22 @@ class Watch:
             u, log_q = self.draw(_NUM_WATCHED)
             return (self.posterior.log_density(u) - log_q).double()
 
-    def _judge(self, log_weights: Tensor, now: float, for_draws: float) -> None:
-        """When there would be enough effective draws if the fit ended here."""
-        import pyroflows as pf
-
-        if not torch.isfinite(log_weights).all():
-            return
-        smooth, shape = pf.psis(log_weights)
-        if shape < _GOOD_SHAPE:
-            effective = float(1 / smooth.exp().square().sum())
-            self.earliest = min(self.earliest, now + for_draws * EFFECTIVE_DRAWS / effective)
-
     def row(self) -> dict[str, object]:
         return {
             "seconds_to_gap": self.reached,
-            "earliest_4000": self.earliest if math.isfinite(self.earliest) else None,
+            "earliest_4000": self.earliest,
             "seconds": self.seconds,
             "gap": self.gaps[-1][1],
             "lowest_gap": min((gap for _, gap in self.gaps if math.isfinite(gap)), default=None),
         }
+
+
+def batches_needed(log_weights: Tensor) -> float:
+    """How many batches of such draws hold enough effective ones."""
+    import pyroflows as pf
+
+    smooth, _ = pf.psis(log_weights)
+    return EFFECTIVE_DRAWS * float(smooth.exp().square().sum())
 
 
 # pyroflows -------------------------------------------------------------------------------------
