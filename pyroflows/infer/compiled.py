@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -115,6 +114,7 @@ class _Step:
         self.num_calls = 0
         self._whole = _Whole(bijector, program, score_weight, tail_weight)
         self._program = program
+        self._slots = list(_slots(self._whole))
         self._state = {
             **dict(self._whole.named_parameters()),
             **dict(self._whole.named_buffers()),
@@ -126,7 +126,7 @@ class _Step:
         return (
             self._whole.bijector is bijector
             and self._program is program
-            and all(map(operator.is_, self._state.values(), self._live()))
+            and all(place.get(name) is value for place, name, value in self._slots)
             and self._flags == self._trained_flags()
         )
 
@@ -137,18 +137,31 @@ class _Step:
         values, tally = self._values(), _tally_like(noise)
         eager = self._evaluate(values, tally, noise)
         with torch.no_grad():  # the recorder differentiates by itself
-            graph = make_fx(lambda *inputs: tuple(self._evaluate(*inputs)))(values, tally, noise)
-            self._run = _compile(graph, [values, tally, noise])
-            compiled = self._run(values, tally, noise)
+            inputs = [*values, tally, noise]
+            self._run = _compile(make_fx(self._flat(len(values)))(*inputs), inputs)
+            compiled = self._call(values, tally, noise)
         _compare(eager, compiled)
 
     def __call__(self, noise: Tensor, tally: Tensor) -> Surrogate:
         values = self._values()
         with torch.no_grad():
-            found = _Found(*self._run(values, tally, noise))
+            found = self._call(values, tally, noise)
         leaves = [*(v for v in values if v.requires_grad), tally]
         loss = _Differentiated.apply(found.loss, found.grads, *leaves)
         return Surrogate(loss, found.log_weights, found.num_nonfinite)
+
+    def _call(self, values: list[Tensor], tally: Tensor, noise: Tensor) -> _Found:
+        loss, log_weights, num_nonfinite, *grads = self._run(*values, tally, noise)
+        return _Found(loss, log_weights, num_nonfinite, grads)
+
+    def _flat(self, number: int) -> Callable:
+        """The step as a function of tensors to tensors: nested ones cost time at every call."""
+
+        def step(*inputs: Tensor) -> tuple[Tensor | None, ...]:
+            *found, grads = self._evaluate(list(inputs[:number]), *inputs[number:])
+            return (*found, *grads)
+
+        return step
 
     def _evaluate(self, values: list[Tensor], tally: Tensor, noise: Tensor) -> _Found:
         with torch.enable_grad():
@@ -164,9 +177,6 @@ class _Step:
 
     def _values(self) -> list[Tensor]:
         return [*self._state.values(), *self._program.inputs()]
-
-    def _live(self) -> list[Tensor]:
-        return [*self._whole.parameters(), *self._whole.buffers()]
 
     def _trained_flags(self) -> list[bool]:
         return [value.requires_grad for value in self._values()]
@@ -188,6 +198,13 @@ class _Whole(nn.Module):
             return self._program.fn(u, inputs)
 
         return flow_surrogate(self.bijector, log_density, noise, tally=tally, **self._weights)
+
+
+def _slots(module: nn.Module) -> Iterator[tuple[dict, str, Any]]:
+    """Where a module keeps its parts, and what they are."""
+    for part in module.modules():
+        for place in (part._parameters, part._buffers, part._modules):
+            yield from ((place, name, value) for name, value in place.items())
 
 
 class _Differentiated(torch.autograd.Function):
