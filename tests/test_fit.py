@@ -649,3 +649,20 @@ def test_a_models_own_parameters_are_trained_in_full_steps_from_a_guide_that_sta
         num_diagnostic_samples=0,
     )
     assert abs(pyro.param("shift").item() - y.mean().item()) < 0.3
+
+
+def test_a_guide_fitted_to_other_data_says_that_it_has_far_to_go():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1000.0))
+        with pyro.plate("n", len(y)):
+            pyro.sample("y", dist.Normal(mu, 0.1), obs=y)
+
+    y = torch.linspace(-1, 1, 100)
+    guide = AutoFlow(model, "affine", model_args=(y,))
+    options = {"num_steps": 3, "seed": 0, "progress_bar": False, "num_diagnostic_samples": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_guide(model, guide, model_args=(y,), **options)
+        fit_guide(model, guide, model_args=(y + 0.1,), **options)
+    with pytest.warns(UserWarning, match=r"fitted before, .* spread over .*make a new guide"):
+        fit_guide(model, guide, model_args=(y + 100,), **options)

@@ -208,3 +208,23 @@ def test_a_density_without_curvature_starts_at_its_width(flow):
     assert_close(draws.mean(0), torch.full((3,), 5.0), atol=0.5, rtol=0)
     assert (draws.std(0) > 0.5).all()
     assert (draws.std(0) < 2.5).all()
+
+
+@pytest.mark.parametrize("slope", [1.0, -1.0])
+def test_a_climb_without_end_is_named(slope):
+    def model():
+        pyro.sample("proper", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.factor("growth", slope * b)
+
+    # Farther than single precision goes.
+    with pytest.raises(ValueError, match=r"without coming to an end: 'b' ran off .* improper"):
+        AutoFlow(model, "affine")
+    one_sided = energy_model(lambda x: slope * x.sum(-1), dim=1)
+    with pytest.warns(UserWarning, match="'x' ran off"):
+        AutoFlow(one_sided, "nsf")
+
+
+def test_a_density_that_outruns_every_number_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"without coming to an end: 'x' ran off .* proper prior"):
+        AutoFlow(energy_model(lambda x: x.square().sum(-1), dim=1), "nsf")

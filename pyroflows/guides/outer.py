@@ -22,6 +22,7 @@ __all__ = ["build_bijector", "in_double", "initialise"]
 _FULL_UP_TO = 128
 _HESSIAN_UP_TO = 256  # above, for a map that is not full itself, curvature takes no matrix
 _RANK = 16
+_RUNAWAY = 1e15  # a coordinate, or a log density, that no posterior of use has
 _OUTERS = ("auto", "full", "diagonal", "low_rank", None)
 
 
@@ -82,8 +83,10 @@ def initialise(
         start = _climb(log_density, loc, given, init_scale, affine)
     if isinstance(affine, LowRankAffine):
         start = replace(start, report=f"{start.report}; the outer map has rank {affine.rank}")
+    ran_off = init == "auto" and _ran_off(start, log_density, loc)
     _set(affine, start, loc)
-    _warn_of_resolution(start, loc)
+    if not ran_off:
+        _warn_of_resolution(start, loc)
     return start.report, start.modes
 
 
@@ -197,6 +200,26 @@ def _low_rank(start: Start, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     log_stretch = 0.5 * values.clamp_min(1e-12).log()
     index = log_stretch.abs().topk(rank).indices
     return start.scale, vectors[:, index], log_stretch[index]
+
+
+def _ran_off(start: Start, log_density: LogDensity, like: Tensor) -> bool:
+    """Say that a climb found no end: the log density rises for ever, so it has no integral."""
+    most = start.loc.abs().max()
+    if most < _RUNAWAY and not start.elbo > _RUNAWAY:
+        return False
+    far = ~(start.loc.abs() < 1e-3 * most)  # rounding takes others along, not as far
+    sites = {site.name: part for site, part in log_density.latents.split(far)}
+    named = [name for name, part in sites.items() if part.any()]
+    told = (
+        f"AutoFlow climbed the log density without coming to an end: {', '.join(map(repr, named))} "
+        f"ran off to {float(most):.1g} on unconstrained coordinates. The "
+        "posterior is improper, or its density overflows: give these latents a proper prior, or "
+        "bounds."
+    )
+    if not torch.isfinite(start.loc.to(like)).all():
+        raise ValueError(told)
+    warnings.warn(told, stacklevel=2)
+    return True
 
 
 def _warn_of_resolution(start: Start, like: Tensor) -> None:

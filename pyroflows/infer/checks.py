@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,9 @@ from ..guides import AutoFlow
 from .objectives import PathELBO
 from .survey import guide_name, module_params
 
-__all__ = ["check_data", "check_numbers", "check_optimizer", "make_loss"]
+__all__ = ["check_data", "check_numbers", "check_optimizer", "make_loss", "warn_of_old_start"]
+
+_FAR_TO_GO = 1000.0  # nats; from a tenth of it a fit of ordinary length arrives well
 
 
 def check_numbers(
@@ -108,6 +111,27 @@ def check_data(guide: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
                     f"data.to({str(param.device)!r}, {param.dtype}), or the guide, "
                     f"guide.to({str(tensor.device)!r}, {tensor.dtype})."
                 )
+
+
+def warn_of_old_start(guide: Callable, spread: float) -> None:
+    """Say that a guide fitted before has far to go, in steps sized for where it is.
+
+    Args:
+        guide: The guide.
+        spread: Standard deviation of its log weights now, in nats; may be NaN.
+    """
+    if not isinstance(guide, AutoFlow) or not spread > _FAR_TO_GO:
+        return
+    outer = guide.bijector.bijectors[-1]
+    if not any(bool(param.any()) for param in outer.parameters()):  # zero where it starts
+        return
+    warnings.warn(
+        f"fit_guide: {guide_name(guide)} has been fitted before, and its log weights now spread "
+        f"over {spread:.3g} nats: it is far from this posterior, and its steps are in proportion "
+        "to the old one, so the way may be longer than the fit. For other data make a new guide, "
+        "with model_args= of these data, which starts at their posterior.",
+        stacklevel=4,
+    )
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

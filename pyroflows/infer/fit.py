@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..guides import AutoFlow
 from ..guides.prototype import tensors_in
 from .checkpoint import Checkpoint, describe, named_tensors
-from .checks import check_data, check_numbers, check_optimizer, make_loss
+from .checks import check_data, check_numbers, check_optimizer, make_loss, warn_of_old_start
 from .distributed import Ranks, find_ranks
 from .draws import seeded
 from .importance import importance_diagnostics
@@ -187,6 +187,7 @@ def _start(
         return
     run.explores = True
     loss.loss(model, guide, *args, **kwargs)
+    warn_of_old_start(guide, loss.spread)
     # A posterior that moves, with the data shown or with the model's own parameters, is no fixed
     # target; and the model's parameters have the ELBO's gradient, no other.
     if not loss.subsampled and run.stepper.trains_only(guide):

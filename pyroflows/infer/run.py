@@ -197,8 +197,9 @@ def _nothing_finite(num_steps: int) -> ValueError:
     return ValueError(
         f"fit_guide: the loss or its gradient was NaN or infinite at each of the first {num_steps} "
         "steps, for every draw. Likely causes: data with NaN or outside the support of the "
-        "likelihood; a log density that is -inf where the guide starts; overflow, which float64 "
-        "or a better scaled model avoids. Evaluate the model at a point of the guide to see."
+        "likelihood; a log density that is -inf where the guide starts, or that rises without "
+        "end, as that of an improper posterior; overflow, which float64 or a better scaled model "
+        "avoids. Evaluate the model at a point of the guide to see."
     )
 
 
