@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -11,9 +10,12 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import MaskedDistribution
-from pyro.ops.contract import contract_to_tensor
 from torch import Tensor
 from torch.distributions import constraints
+
+from ..log_density.enumeration import sum_out
+
+PARTICLES = "num_particles_vectorized"  # as in Pyro
 
 Bound = Tensor | float | None
 
@@ -28,7 +30,7 @@ class LogDensities:
 
     Attributes:
         total: scaled and masked, float64, shape ``(num,)``, or ``(1,)`` for a single draw.
-        terms: by site, its part in the total; the total alone where sites are summed out.
+        terms: by site, its part in the total; under no name, the sum over discrete sites.
         sizes: how many numbers each site's log density had.
         rounding: relative rounding error of the least precise site.
     """
@@ -76,7 +78,7 @@ def log_densities(
         single: the same for one draw, whose sizes this must multiply; None for the first one.
         marginal: sum out the sites enumerated in parallel.
     """
-    trace.compute_log_prob(lambda _, node: not is_deterministic(node))
+    trace.compute_log_prob(lambda _, node: marginal or not is_deterministic(node))
     nodes = {
         name: node
         for name, node in trace.nodes.items()
@@ -86,11 +88,13 @@ def log_densities(
     if single is not None and set(sizes) != set(single.sizes):
         raise NotVectorized(f"sites change between calls: {set(sizes) ^ set(single.sizes)}")
     rounding = max(torch.finfo(node["log_prob"].dtype).eps for node in nodes.values())
+    done, parts = set(), {}
     if marginal:
-        total = _marginal(trace, nodes, num)
-        return LogDensities(total, {"": total}, sizes, rounding)
-    total, parts = torch.zeros(num or 1, dtype=torch.float64), {}
+        done, parts[""] = _summed_out(trace, num)
+    total = parts.get("", torch.zeros(num or 1, dtype=torch.float64))
     for name, node in nodes.items():
+        if name in done:
+            continue
         size = None if single is None else (single.sizes[name],)
         terms = per_draw(node["log_prob"], num, size, name).to(torch.float64)
         parts[name] = terms.reshape(num or 1, -1).sum(-1).cpu()
@@ -129,37 +133,14 @@ def per_draw(
     )
 
 
-def _marginal(trace: poutine.Trace, nodes: dict[str, dict], num: int | None) -> Tensor:
-    """Sum out enumerated sites by tensor contraction, keeping the particle axis."""
-    scaled = [n for n, node in nodes.items() if not _is_one(node["scale"])]
-    if scaled:
-        raise ValueError(
-            f"importance diagnostics: cannot sum out discrete sites of a model that scales {scaled}"
-            "; pass all data and remove poutine.scale."
-        )
-    trace.pack_tensors()
-    symbols = trace.plate_to_symbol
-    terms: OrderedDict = OrderedDict()
-    for node in nodes.values():
-        packed = node["packed"]["log_prob"]
-        term = packed.to(torch.float64)
-        term._pyro_dims = packed._pyro_dims
-        plates = frozenset(symbols[f.name] for f in node["cond_indep_stack"] if f.vectorized)
-        terms.setdefault(plates, []).append(term)
-    # The particle plate is the only one that every site shares and that must survive.
-    particles = frozenset(
-        symbols[f.name]
-        for node in list(nodes.values())[:1]
-        for f in node["cond_indep_stack"]
-        if num is not None and f.vectorized and f.name == "num_particles_vectorized"
-    )
-    enumerated = set(trace.symbol_to_dim) - set(symbols.values())
-    total = contract_to_tensor(terms, enumerated, target_ordinal=particles)
-    return total.reshape(-1).expand(num or 1).cpu()
-
-
-def _is_one(scale: Tensor | float) -> bool:
-    return bool((torch.as_tensor(scale) == 1).all())
+def _summed_out(trace: poutine.Trace, num: int | None) -> tuple[set[str], Tensor]:
+    """Sum the enumerated sites out: their names, and one number a draw, in float64."""
+    for node in trace.nodes.values():
+        if node["type"] == "sample":
+            for part in ("log_prob", "unscaled_log_prob"):
+                node[part] = torch.as_tensor(node[part]).to(torch.float64)
+    done, total = sum_out(trace, PARTICLES, num or 1)
+    return done, per_draw(total, num, (), "").cpu()
 
 
 def num_outside_support(trace: poutine.Trace, latents: list[str], num: int | None) -> Tensor:

@@ -18,7 +18,7 @@ from ..guides import AutoFlow
 from ..guides.gaussians import Start
 from ..log_density import LogDensity
 
-__all__ = ["ModeDraws", "draw_modes"]
+__all__ = ["ModeDraws", "draw_modes", "where_defined"]
 
 _DRAWS_PER_MODE = 512
 _DRAWS_PER_MODE_ONE_BY_ONE = 32
@@ -81,7 +81,7 @@ def draw_modes(
     method = "auto" if vectorized else "loop"
     log_density = LogDensity(model, guide.latents, args, kwargs, method=method)
     points = u.to(guide.device, guide.dtype)
-    log_p = _where_defined(log_density, points).double().cpu()
+    log_p = where_defined(log_density, points).double().cpu()
     log_q = guide.unregistered_posterior().log_prob(points).double().cpu()
     center = guide.median_latent().double().cpu()
     return ModeDraws(
@@ -92,7 +92,7 @@ def draw_modes(
     )
 
 
-def _where_defined(log_density: LogDensity, points: Tensor) -> Tensor:
+def where_defined(log_density: LogDensity, points: Tensor) -> Tensor:
     """Log densities; NaN at a point that the model refuses, such as a singular matrix."""
     try:
         return log_density(points)
@@ -100,7 +100,7 @@ def _where_defined(log_density: LogDensity, points: Tensor) -> Tensor:
         halves = points.chunk(2)
         if len(halves) < 2:
             return points.new_full((len(points),), math.nan)
-        return torch.cat([_where_defined(log_density, half) for half in halves])
+        return torch.cat([where_defined(log_density, half) for half in halves])
 
 
 def _degrees(mode: Start) -> int:

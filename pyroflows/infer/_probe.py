@@ -78,13 +78,14 @@ class Widened(Messenger):
             return value
         if isinstance(fn, FlowDistribution):
             like = next(iter(fn.bijector.parameters()), torch.zeros(()))
-            return fn.bijector.forward_and_log_det(self._noise(fn.shape(), like, offset))[0]
-        noise = self._noise(fn.shape(), fn.loc, offset)
+            return fn.bijector.forward_and_log_det(self.noise(fn.shape(), like, offset))[0]
+        noise = self.noise(fn.shape(), fn.loc, offset)
         if isinstance(fn, dist.Normal):
             return fn.loc + fn.scale * noise
         return fn.loc + (fn.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
 
-    def _noise(self, shape: torch.Size, like: Tensor, offset: int) -> Tensor:
+    def noise(self, shape: torch.Size, like: Tensor, offset: int) -> Tensor:
+        """Draw the noise of one site, whose coordinates begin at ``offset``."""
         flat = torch.randn(shape, dtype=like.dtype, device=like.device).reshape(self.count, -1)
         place = self.chosen - offset
         rows = ((place >= 0) & (place < flat.shape[1])).nonzero()[:, 0]

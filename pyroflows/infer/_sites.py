@@ -111,6 +111,26 @@ class GuideDraws:
     flat: str | None = None
 
 
+@dataclass(frozen=True)
+class Keep:
+    """What is wanted beside latent values: deterministic sites and log likelihoods; new data."""
+
+    everything: bool
+    predictive: bool
+
+
+@dataclass
+class Part:
+    """Some of the draws; the fields are those of :class:`GuideDraws`."""
+
+    values: dict[str, Tensor]
+    log_likelihood: dict[str, Tensor]
+    predictive: dict[str, Tensor]
+    log_p: Tensor | None
+    log_q: Tensor | None
+    num_outside: int = 0
+
+
 class InferOptions(Messenger):
     """Note the ``infer`` options of model sites before a replay puts the guide's over them."""
 

@@ -6,7 +6,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -19,7 +19,9 @@ from tqdm.auto import tqdm
 
 from ..guides.posterior import FlowDistribution
 from ._flat import flat_direction
+from ._flow_draws import FlowDraws, flow_draws
 from ._log_prob import (
+    PARTICLES,
     LogDensities,
     NotVectorized,
     is_point_mass,
@@ -33,7 +35,9 @@ from ._seeding import seeded
 from ._sites import (
     GuideDraws,
     InferOptions,
+    Keep,
     NewData,
+    Part,
     Site,
     describe,
     samples,
@@ -42,7 +46,6 @@ from ._sites import (
 
 __all__ = ["GuideDraws", "Site", "draw_from_guide", "seeded"]
 
-_PARTICLES = "num_particles_vectorized"
 _MIN_PROBE_DRAWS = 500
 _NUMBERS_PER_PASS = 2**24
 
@@ -61,9 +64,10 @@ def draw_from_guide(
 ) -> GuideDraws:
     """Draw from the guide and score the draws under guide and model, without gradients.
 
-    All draws go through together under one outer plate. This is checked against draws taken one
-    at a time, axis by axis and in value; a model that does not broadcast is run one draw at a time
-    instead, with a warning.
+    Draws of an ``AutoFlow`` are scored by the density that it is fitted to, where latent values are
+    all that is kept. All others go through together under one outer plate. This is checked against
+    draws taken one at a time, axis by axis and in value; a model that does not broadcast is run one
+    draw at a time instead, with a warning.
 
     Args:
         model: a Pyro model, conditioned on its data.
@@ -91,34 +95,22 @@ def draw_from_guide(
     # Seeded apart, so that a guide that sets itself up on its first call draws the same again.
     with seeded(seed):
         run = _Run(model, guide, tuple(model_args), dict(model_kwargs or {}))
-    keep = _Keep(everything and run.complete and not run.marginalized, predictive)
+        run.find_flow(batch_size, warn=not everything)
+    keep = Keep(everything and run.complete and not run.marginalized, predictive)
     with seeded(seed), torch.no_grad(), pyro.validation_enabled(False):
         parts, vectorized = run.all(num_samples, batch_size, keep)
         probe = run.probe(num_samples, batch_size, vectorized)
-        known = (model, guide, run.args, run.kwargs, vectorized)
-        modes = draw_modes(*known) if run.complete else None
-        flat = flat_direction(*known) if run.complete else None
-    return replace(run.collect(parts, vectorized, probe), modes=modes, flat=flat)
-
-
-@dataclass(frozen=True)
-class _Keep:
-    everything: bool
-    predictive: bool
-
-
-@dataclass
-class _Part:
-    values: dict[str, Tensor]
-    log_likelihood: dict[str, Tensor]
-    predictive: dict[str, Tensor]
-    log_p: Tensor | None
-    log_q: Tensor | None
-    num_outside: int
+        draws = run.collect(parts, vectorized, probe)
+        if run.flow is None:
+            return draws
+        known = (model, guide, run.args, run.kwargs, run.flow.vectorized)
+        return replace(draws, modes=draw_modes(*known), flat=flat_direction(*known))
 
 
 class _Run:
     """A model and a guide whose sites are known from one run without particles."""
+
+    flow: FlowDraws | None = None  # what scores draws of an AutoFlow
 
     def __init__(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> None:
         self.model, self.guide, self.args, self.kwargs = model, guide, args, kwargs
@@ -152,6 +144,12 @@ class _Run:
     def complete(self) -> bool:
         """Whether log p and log q are densities of the same latents."""
         return not self.missing and not self.subsampled
+
+    def find_flow(self, batch_size: int | None, warn: bool) -> None:
+        """Score draws by the density of the fit, where the guide has one."""
+        if self.complete:
+            known = (self.model, self.guide, self.args, self.kwargs)
+            self.flow = flow_draws(*known, batch_size, warn=warn)
 
     def _match_sites(self, options: dict[str, dict]) -> None:
         drawn = {name for name, node in samples(self.guide_trace) if not node["is_observed"]}
@@ -208,12 +206,14 @@ class _Run:
     def _particles(self, num: int | None) -> contextlib.AbstractContextManager:
         if num is None:
             return contextlib.nullcontext()
-        return pyro.plate(_PARTICLES, num, dim=-1 - self.max_plate_nesting)
+        return pyro.plate(PARTICLES, num, dim=-1 - self.max_plate_nesting)
 
-    def all(self, num_samples: int, batch_size: int | None, keep: _Keep) -> tuple[list, bool]:
+    def all(self, num_samples: int, batch_size: int | None, keep: Keep) -> tuple[list, bool]:
         """Pass num_samples draws through, together when that is sound."""
         batch_size = batch_size or self._batch_size(num_samples)
         sizes = _batches(num_samples, batch_size)
+        if self.flow is not None and not keep.everything:
+            return [self._flow_part(size) for size in sizes], self.flow.vectorized
         try:
             parts = [self._part(sizes[0], keep, check=True)]
             parts += [self._part(size, keep) for size in sizes[1:]]
@@ -229,12 +229,16 @@ class _Run:
         steps = tqdm(range(num_samples), desc="draws, one at a time", leave=False)
         return [self._part(None, keep) for _ in steps], False
 
+    def _flow_part(self, num: int) -> Part:
+        values, log_p, log_q = self.flow.draw(num)
+        return Part({name: values[name] for name in self.latents}, {}, {}, log_p, log_q)
+
     def _batch_size(self, num_samples: int) -> int:
         traces = (self.guide_trace, self.model_trace)
         per_draw = sum(torch.as_tensor(n["value"]).numel() for t in traces for _, n in samples(t))
         return max(1, min(num_samples, _NUMBERS_PER_PASS // max(per_draw, 1)))
 
-    def _part(self, num: int | None, keep: _Keep, check: bool = False) -> _Part:
+    def _part(self, num: int | None, keep: Keep, check: bool = False) -> Part:
         if not self.complete:
             return self._latents_only(num)
         guide_trace, model_trace = self.traces(num)
@@ -243,7 +247,7 @@ class _Run:
         log_p = log_densities(model_trace, num, single_p, marginal=bool(self.marginalized))
         values = self._values(model_trace, num, ("latent",))
         outside = num_outside_support(model_trace, self.latents, num)
-        part = _Part(values, {}, {}, log_p.total, log_q.total, int(outside.sum()))
+        part = Part(values, {}, {}, log_p.total, log_q.total, int(outside.sum()))
         if num is not None and check:
             self._check(num, guide_trace, log_p, log_q)
         part.log_p = part.log_p.masked_fill(outside, -math.inf)
@@ -266,10 +270,14 @@ class _Run:
         sizes = {name: size for name, size in sizes.items() if size}
         if not self.complete or not sizes:
             return None
-        if not vectorized:
-            count = max(num_samples // 4, min(num_samples, _MIN_PROBE_DRAWS))
-            return torch.cat([self._probe_part(None, sizes) for _ in range(count)])
+        together = vectorized if self.flow is None else self.flow.vectorized
+        if not together:
+            num_samples = max(num_samples // 4, min(num_samples, _MIN_PROBE_DRAWS))
         batches = _batches(num_samples, batch_size or self._batch_size(num_samples))
+        if self.flow is not None:
+            return torch.cat([self.flow.widened(num) for num in batches])
+        if not together:
+            return torch.cat([self._probe_part(None, sizes) for _ in range(num_samples)])
         return torch.cat([self._probe_part(num, sizes) for num in batches])
 
     def _probe_part(self, num: int | None, sizes: dict[str, int]) -> Tensor:
@@ -286,10 +294,10 @@ class _Run:
         outside = num_outside_support(model_trace, self.latents, num)
         return log_weights.masked_fill(outside | ~log_weights.isfinite(), -math.inf)
 
-    def _latents_only(self, num: int | None) -> _Part:
+    def _latents_only(self, num: int | None) -> Part:
         with self._particles(num):
             trace = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
-        return _Part(self._values(trace, num, ("latent",)), {}, {}, None, None, 0)
+        return Part(self._values(trace, num, ("latent",)), {}, {}, None, None, 0)
 
     def _values(
         self, trace: poutine.Trace, num: int | None, kinds: tuple[str, ...]
@@ -353,7 +361,7 @@ class _Run:
             picked.add_node(name, **{**node, "value": value, "infer": dict(node["infer"])})
         return picked
 
-    def collect(self, parts: list[_Part], vectorized: bool, probe: Tensor | None) -> GuideDraws:
+    def collect(self, parts: list[Part], vectorized: bool, probe: Tensor | None) -> GuideDraws:
         """Join the parts."""
 
         def join(attribute: str) -> dict[str, Tensor]:

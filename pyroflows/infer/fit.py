@@ -12,18 +12,20 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
 from ..guides import AutoFlow
 from ..guides.prototype import tensors_in
+from ._flow_draws import flow_draws
 from .checkpoint import Checkpoint, describe, named_tensors
 from .checks import check_data, check_numbers, check_optimizer, make_loss, warn_of_old_start
 from .distributed import Ranks, find_ranks
 from .draws import seeded
 from .importance import importance_diagnostics
-from .objectives import PathELBO
+from .objectives import PathELBO, broadcasts
 from .progress import Progress
 from .report import GuideFit
 from .run import Run
@@ -296,16 +298,15 @@ def _diagnose(
     fit: GuideFit, model: Callable, args: tuple, kwargs: dict[str, Any], num_samples: int
 ) -> None:
     """Add the diagnostics; a fit is worth keeping even where there can be none."""
-    if fit.vectorized is False:
-        per_draw = fit.seconds_per_step / fit.num_particles
-        affordable = int(_SECONDS_FOR_SEQUENTIAL_DIAGNOSTICS / per_draw)
-        if num_samples > (fewer := max(affordable, _MIN_DIAGNOSTIC_SAMPLES)):
-            fit.note = (
-                f"diagnostics from {fewer} draws, not {num_samples}: the model is run for one at "
-                "a time."
-            )
-            num_samples = fewer
     try:
+        if (per_draw := _seconds_of_one(fit, model, args, kwargs)) is not None:
+            affordable = int(_SECONDS_FOR_SEQUENTIAL_DIAGNOSTICS / per_draw)
+            if num_samples > (fewer := max(affordable, _MIN_DIAGNOSTIC_SAMPLES)):
+                fit.note = (
+                    f"diagnostics from {fewer} draws, not {num_samples}: the model is run for one "
+                    "at a time."
+                )
+                num_samples = fewer
         fit.diagnostics = importance_diagnostics(
             model,
             fit.guide,
@@ -320,3 +321,33 @@ def _diagnose(
         first_line = str(error).partition("\n")[0]  # Pyro adds the shapes of every site
         fit.note = f"no diagnostics: {type(error).__name__}: {first_line}"
         warnings.warn(f"fit_guide: {fit.note}", stacklevel=3)
+
+
+def _seconds_of_one(
+    fit: GuideFit, model: Callable, args: tuple, kwargs: dict[str, Any]
+) -> float | None:
+    """What a draw of the diagnostics takes where the model is run for one at a time, else None."""
+    if fit.vectorized is False and not isinstance(fit.guide, AutoFlow):
+        return fit.seconds_per_step / fit.num_particles
+    with seeded(0), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the diagnostics warn
+        if _runs_together(fit.guide, model, args, kwargs):
+            return None
+        started = perf_counter()
+        with poutine.block():
+            drawn = poutine.trace(fit.guide).get_trace(*args, **kwargs)
+            again = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
+            for trace in (drawn, again):
+                trace.log_prob_sum()
+        return perf_counter() - started
+
+
+def _runs_together(guide: Callable, model: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether many draws take one run of the model, as far as can be told beforehand."""
+    try:
+        if isinstance(guide, AutoFlow):
+            flow = flow_draws(model, guide, args, kwargs)
+            return flow is None or flow.vectorized
+        return broadcasts(model, args, kwargs, "fit_guide")
+    except (ValueError, RuntimeError):  # a model that cannot be read may run all the same
+        return True

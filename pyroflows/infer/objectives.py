@@ -23,7 +23,7 @@ from .compiled import CompiledSteps
 from .distributed import Ranks
 from .surrogate import Surrogate
 
-__all__ = ["PathELBO"]
+__all__ = ["PathELBO", "broadcasts"]
 
 
 class PathELBO(Trace_ELBO):
@@ -37,10 +37,13 @@ class PathELBO(Trace_ELBO):
     :math:`\nabla_z \log q(z)` is carried through the layers beside the draw, one triangular solve
     an autoregressive layer, so no layer is ever inverted.
 
-    All particles are drawn at once. A model that does not broadcast is detected before training
-    (value and gradient at distinct points against one particle at a time) and run particle by
-    particle, with a warning. Particles with a non-finite value or gradient are left out of the
-    mean and counted.
+    All particles are drawn at once, and for a flow the model takes them in one run, under
+    ``torch.vmap`` or in one more plate; so models that do not broadcast (``X @ w``,
+    ``factor(....sum())``) are evaluated together and rightly. Other guides need a model that
+    broadcasts. Either way is compared before training with one particle at a time (value by site,
+    gradient by coordinate, at distinct points), and a model that allows none, such as one whose
+    branches depend on a latent, is run particle by particle, with a warning. Particles with a
+    non-finite value or gradient are left out of the mean and counted.
 
     References:
         | Sticking the Landing (Roeder et al., 2017), https://arxiv.org/abs/1703.09194
@@ -278,19 +281,28 @@ class PathELBO(Trace_ELBO):
         if not self.vectorize_particles:
             self.vectorized = False
             return
-        with poutine.block(), torch.no_grad():
-            trace = poutine.trace(InitMessenger(init_to_center)(model)).get_trace(*args, **kwargs)
         try:
-            latents = read_latents(trace, type(self).__name__)
+            self.vectorized = broadcasts(model, args, kwargs, type(self).__name__)
         except ValueError as error:
             warnings.warn(f"The model could not be checked for vectorizing: {error}", stacklevel=2)
             self.vectorized = True
             return
-        values = {name: trace.nodes[name]["value"] for name in latents.sites}
-        loc = latents.unconstrain(values)
-        shift = torch.linspace(0.01, 0.1, 3).to(loc)[:, None]
-        self.vectorized = LogDensity(model, latents, args, kwargs).broadcasts(loc + shift)
         self.vectorize_particles = self.vectorized
+
+
+def broadcasts(model: Callable, args: tuple, kwargs: dict[str, Any], owner: str) -> bool:
+    """Tell whether a model may be run inside a plate of particles.
+
+    Raises:
+        ValueError: If the model has latents that cannot be read.
+    """
+    with poutine.block(), torch.no_grad():
+        trace = poutine.trace(InitMessenger(init_to_center)(model)).get_trace(*args, **kwargs)
+    latents = read_latents(trace, owner)
+    values = {name: trace.nodes[name]["value"] for name in latents.sites}
+    loc = latents.unconstrain(values)
+    shift = torch.linspace(0.01, 0.1, 3).to(loc)[:, None]
+    return LogDensity(model, latents, args, kwargs).broadcasts(loc + shift)
 
 
 def _check_reparameterised(trace: poutine.Trace) -> None:

@@ -1,0 +1,152 @@
+"""Draws of an ``AutoFlow``, scored by the very density that it is fitted to."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from tqdm.auto import tqdm
+
+from ..guides import AutoFlow
+from ..log_density import LogDensity
+from ._modes import where_defined
+from ._probe import Widened
+
+__all__ = ["FlowDraws", "flow_draws"]
+
+_NUMBERS_PER_PASS = 2**24
+_TRIES = 8
+
+
+class FlowDraws:
+    """Draws of a guide on unconstrained coordinates, and their log densities.
+
+    Many points take one run of the model where that is right, under ``vmap`` too, in parts that
+    fit memory. The draws know their own density, so the flow is never inverted.
+
+    Args:
+        guide: the guide, with its parameters.
+        density: the log density of the model.
+        batch_size: points that go through the model together; chosen by size unless given.
+    """
+
+    def __init__(self, guide: AutoFlow, density: LogDensity, batch_size: int | None) -> None:
+        self._guide, self._density, self._batch_size = guide, density, batch_size
+
+    @property
+    def vectorized(self) -> bool:
+        """Whether many points take one run of the model."""
+        return bool(self._density.vectorized)
+
+    def draw(self, num: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Return site values ``(num, *shape)``, log p and log q in the model's coordinates."""
+        u, log_q = self._guide.unregistered_posterior().rsample_and_log_prob((num,))
+        values, log_det = self._guide.latents.constrain(u)
+        log_det = _exactly(log_det)
+        values = {name: value.cpu() for name, value in values.items()}
+        return values, self._log_p(u) - log_det, _exactly(log_q) - log_det
+
+    def widened(self, num: int) -> Tensor:
+        """Return log weights ``(num,)`` of other draws, with widened noise."""
+        dim, like = self._guide.latent_dim, self._guide.get_base_dist().mean
+        wide = Widened({"": dim}, num)
+        noise = wide.noise(torch.Size((num, dim)), like, 0)
+        u, log_det = self._guide.unregistered_posterior().bijector.forward_and_log_det(noise)
+        log_q = -0.5 * noise.square().sum(-1) - 0.5 * dim * math.log(2 * math.pi) - log_det
+        log_weights = self._log_p(u) - _exactly(log_q) - wide.log_ratio()
+        return log_weights.masked_fill(~log_weights.isfinite(), -math.inf)
+
+    def _log_p(self, u: Tensor) -> Tensor:
+        if self.vectorized:
+            parts = u.split(self._points_together(u))
+        else:
+            parts = tqdm(u.split(1), desc="draws, one at a time", leave=False)
+        return torch.cat([_exactly(where_defined(self._density, part)) for part in parts])
+
+    def _points_together(self, u: Tensor) -> int:
+        """So many points that no tensor made for them is too large."""
+        if self._batch_size is None and len(u) > 3:
+            largest = _largest_per_point(self._density, u)
+            self._batch_size = max(_NUMBERS_PER_PASS // max(largest, 1), 1)
+        return self._batch_size or len(u)
+
+
+def flow_draws(
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: dict[str, Any],
+    batch_size: int | None = None,
+    *,
+    warn: bool = True,
+) -> FlowDraws | None:
+    """Decide how to score draws of a guide; None where its own traces have to be scored.
+
+    That is so for guides of other kinds, for models that are not the guide's (of another support,
+    for instance), and where no draw tried has a finite density with a gradient to compare.
+
+    Args:
+        model: the model.
+        guide: the guide, called before.
+        args: positional arguments of the model.
+        kwargs: keyword arguments of the model.
+        batch_size: points that go through the model together; chosen by size unless given.
+        warn: whether to warn of a model that has to be run for one point at a time.
+    """
+    if not isinstance(guide, AutoFlow):
+        return None
+    density = LogDensity(model, guide.latents, args, kwargs)
+    posterior = guide.unregistered_posterior()
+    with warnings.catch_warnings():
+        if not warn:
+            warnings.filterwarnings("ignore", message="The model does not broadcast")
+        for _ in range(_TRIES):
+            with torch.no_grad():
+                points = posterior.rsample((3,))
+            try:
+                density.check(points)
+            except torch.linalg.LinAlgError:
+                continue
+            except ValueError:  # of other latents, or without a gradient
+                return None
+            if density.method is not None:
+                return FlowDraws(guide, density, batch_size)
+    return None
+
+
+def _exactly(values: Tensor) -> Tensor:
+    return values.detach().to("cpu", torch.float64)
+
+
+class _Sizes(TorchDispatchMode):
+    """Notes how many numbers each tensor made has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[int] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.found += [t.numel() for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
+        return out
+
+
+def _largest_per_point(density: LogDensity, u: Tensor) -> int:
+    """By how much the tensor that grows most grows with each point more."""
+    found = []
+    for number in (2, 3):
+        with _Sizes() as sizes, torch.no_grad():
+            where_defined(density, u[:number])
+        found.append(sizes.found)
+    few, more = found
+    if len(few) != len(more):  # of another course: count all as if it grew
+        return max(more, default=0) // 3
+    return max((b - a for a, b in zip(few, more, strict=True)), default=0)
