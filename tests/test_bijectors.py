@@ -290,3 +290,20 @@ def test_newton_says_how_many_points_failed():
         Halfline(1).inverse_and_log_det(y)
     with pytest.raises(RuntimeError, match="1 of 1 points did not converge"):
         newton_inverse(lambda x: x, torch.tensor([torch.nan]))
+
+
+@pytest.mark.parametrize("context_dim", [0, 2])
+@pytest.mark.parametrize("build", [FullAffine, LULinear])
+def test_one_coordinate_has_no_parameter_that_nothing_trains(build, context_dim):
+    bijector = build(1, context_dim=context_dim)
+    with torch.no_grad():
+        for parameter in bijector.parameters():
+            parameter.normal_()
+    x, context = torch.randn(5, 1), torch.randn(5, 2) if context_dim else None
+    y, log_det = bijector.forward_and_log_det(x, context)
+    back, inverse_log_det = bijector.inverse_and_log_det(y, context)
+    torch.testing.assert_close(back, x)
+    torch.testing.assert_close(inverse_log_det, -log_det)
+    (y.square().sum() + log_det.sum()).backward()
+    assert all(p.grad is not None and p.grad.any() for p in bijector.parameters())
+    assert bijector.forward_with_score(x, -x, context)[2].shape == x.shape

@@ -106,7 +106,9 @@ class FullAffine(RawLinear):
     def __init__(
         self, dim: int, *, context_dim: int = 0, hidden_dims: Sequence[int] = (64, 64)
     ) -> None:
-        shapes = {"loc": (dim,), "log_scale": (dim,), "lower": (dim, dim)}
+        shapes = {"loc": (dim,), "log_scale": (dim,)}
+        if dim > 1:  # one coordinate has nothing below its diagonal to train
+            shapes["lower"] = (dim, dim)
         super().__init__(dim, shapes, context_dim=context_dim, hidden_dims=hidden_dims)
         self.register_buffer("anchor_loc", torch.zeros(dim))
         self.register_buffer("anchor_scale_tril", torch.eye(dim))
@@ -133,17 +135,17 @@ class FullAffine(RawLinear):
     def forward_and_log_det(
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        loc, log_scale, lower = self.raws(context)
-        inner = loc + log_scale.exp() * (x + times(lower.tril(-1), x))
+        loc, log_scale, lower = self._maps(context)
+        inner = loc + log_scale.exp() * (x + times(lower, x))
         y = self.anchor_loc + times(self.anchor_scale_tril, inner)
         return y, self._log_det(log_scale).expand(y.shape[:-1])
 
     def inverse_and_log_det(
         self, y: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        loc, log_scale, lower = self.raws(context)
+        loc, log_scale, lower = self._maps(context)
         inner = solve(self.anchor_scale_tril, y - self.anchor_loc)
-        x = solve(lower.tril(-1), (inner - loc) * (-log_scale).exp(), unit=True)
+        x = solve(lower, (inner - loc) * (-log_scale).exp(), unit=True)
         return x, -self._log_det(log_scale).expand(x.shape[:-1])
 
     def _forward_with_score(
@@ -151,10 +153,14 @@ class FullAffine(RawLinear):
     ) -> tuple[Tensor, Tensor, Tensor]:
         y, log_det = self.forward_and_log_det(x, context)
         with torch.no_grad():
-            _, log_scale, lower = self.raws(context)
-            inner = solve(lower.tril(-1).mT, score, upper=True, unit=True)
+            _, log_scale, lower = self._maps(context)
+            inner = solve(lower.mT, score, upper=True, unit=True)
             inner = inner * (-log_scale).exp()
             return y, log_det, solve(self.anchor_scale_tril.mT, inner, upper=True)
+
+    def _maps(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        loc, log_scale, *lower = self.raws(context)
+        return loc, log_scale, lower[0].tril(-1) if lower else loc.new_zeros(1, 1)
 
     def _log_det(self, log_scale: Tensor) -> Tensor:
         return (self.anchor_scale_tril.diagonal().log() + log_scale).sum(-1)
