@@ -218,6 +218,7 @@ def zuko(posterior: Posterior, watch: Watch, *, rate: float) -> dict[str, object
 
 FITS: dict[str, Callable[[Posterior, Watch], dict[str, object]]] = {
     "pyroflows": pyroflows,
+    "pyroflows 100 steps": partial(pyroflows, num_steps=100),
     "pyroflows compiled": pyroflows_compiled,
     **{
         f"{name} {rate:g}": partial(fit, rate=rate)
