@@ -111,12 +111,12 @@ def numpyro_nuts(
 def pyro_nuts(
     target: str, *, num_draws: int, seed: int, clock: Callable[[], float]
 ) -> dict[str, object]:
-    """One chain of a tenth of the draws, scaled up to a whole warm-up and all effective draws."""
+    """One chain of a quarter of the draws, scaled up to a whole warm-up and all effective draws."""
     import pyro
     from pyro.infer import MCMC, NUTS
 
     pyro.set_rng_seed(seed)
-    few = max(num_draws // 10, 4)
+    few = max(num_draws // 4, 4)
     kernel = NUTS(POSTERIORS[target]().model, jit_compile=True, ignore_jit_warnings=True)
     marks: list[float] = []
     mcmc = MCMC(

@@ -14,7 +14,7 @@ draws a step and Adam at 0.01 and 0.001, until the bar or the cap is reached.
 Effective draws: importance weights for ``pyroflows``, counted from the start of the fit to the
 last draw (``earliest_4000``: had a fit been ended as soon as its gap was below the bar). For NUTS
 the smallest bulk ESS over all coordinates: 4 chains of 1,000 draws after 1,000 of warm-up in
-NumPyro (compilation counted, three ways of running chains), and one chain of a tenth of that in
+NumPyro (compilation counted, three ways of running chains), and one chain of a quarter of that in
 Pyro, scaled up in proportion.
 
 The credit data are read from ``--path`` (or the folder that PYROFLOWS_TARGETS names), a folder
