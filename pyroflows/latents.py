@@ -9,7 +9,7 @@ from math import prod
 
 import torch
 from torch import Size, Tensor
-from torch.distributions import Transform, biject_to
+from torch.distributions import Transform, biject_to, constraints, mixture_same_family
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import (
     CorrCholeskyTransform,
@@ -143,8 +143,35 @@ class Latents:
 
 
 def bijection_onto(support: Constraint) -> Transform:
-    """The map of :func:`torch.distributions.biject_to`, with sticks broken in logarithms."""
-    return _in_logarithms(biject_to(support))
+    """The map of :func:`torch.distributions.biject_to`, with sticks broken in logarithms.
+
+    A ``MixtureSameFamily`` lives where its components do, if they all live in one place.
+
+    Raises:
+        NotImplementedError: For a support without a known bijection.
+    """
+    return _in_logarithms(biject_to(_without_components(support)))
+
+
+def _without_components(support: Constraint) -> Constraint:
+    if isinstance(support, constraints.independent):
+        base = _without_components(support.base_constraint)
+        return constraints.independent(base, support.reinterpreted_batch_ndims)
+    # Releases of torch before it gave the support of the components itself.
+    of_mixture = getattr(mixture_same_family, "MixtureSameFamilyConstraint", ())
+    if not isinstance(support, of_mixture):
+        return support
+    axis = -1 - support.event_dim  # of the components, in their bounds
+
+    def shared(bound: Tensor) -> Tensor:
+        if bound.dim() < -axis:
+            return bound
+        first = bound.select(axis, 0)
+        if not (bound == first.unsqueeze(axis)).all():
+            raise NotImplementedError(f"components with bounds of their own: {support}")
+        return first
+
+    return _map_tensors(_without_components(support.base_constraint), shared)
 
 
 def _in_logarithms(transform: Transform) -> Transform:

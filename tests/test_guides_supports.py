@@ -629,3 +629,57 @@ def test_neutra_with_nuts_finds_the_posterior():
     sites = neutra.transform_sample(latent)
     # theta_j given y_j: an average of the group's datum and of mu, whose own mean is that of y.
     assert abs(sites["theta"].reshape(60, 6).mean(0) - (0.8 * Y + 0.2 * 0.27)).max() < 0.4
+
+
+def mixture_of(components):
+    weights = torch.tensor([0.3, 0.7]).expand(components.batch_shape)
+    return dist.MixtureSameFamily(dist.Categorical(weights), components)
+
+
+TWO = torch.tensor([1.0, 2.0])
+PAIRS = torch.stack([TWO, 3 * TWO])
+MIXTURES = {
+    "positive": (lambda: dist.LogNormal(TWO - 1, 0.2), constraints.positive),
+    "interval": (lambda: dist.Uniform(torch.zeros(2), 3.0), constraints.interval(0.0, 3.0)),
+    "bound": (lambda: dist.Pareto(torch.ones(2), TWO), constraints.greater_than_eq(1.0)),
+    "unit": (lambda: dist.Beta(TWO, 3.0), constraints.unit_interval),
+    "real": (lambda: dist.Normal(TWO, 1.0), constraints.real),
+    "simplex": (lambda: dist.Dirichlet(PAIRS), constraints.simplex),
+    "vector": (
+        lambda: dist.Gamma(PAIRS, 1.0).to_event(1),
+        constraints.independent(constraints.positive, 1),
+    ),
+    "batch": (lambda: dist.LogNormal(torch.zeros(3, 2), 0.2), constraints.positive),
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_mixture_lives_where_its_components_do(name):
+    components, support = MIXTURES[name]
+
+    def model():
+        fn = mixture_of(components())
+        pyro.sample("x", fn.to_event(len(fn.batch_shape)))
+
+    guide = pf.AutoFlow(model, "affine")
+    fn = mixture_of(components())
+    (site,) = guide.latents.sites.values()
+    raw = torch.randn(50, *site.unconstrained_shape)
+    assert_close(site.transform(raw), biject_to(support)(raw))
+    values = guide.unpack(guide.get_posterior().rsample((2000,)))["x"]
+    assert values.shape == (2000, *fn.shape())
+    assert fn.support.check(values).all()
+    assert guide.log_prob(guide()).isfinite()
+    assert copy.deepcopy(guide).double().log_prob(guide()).isfinite()
+    report = pf.importance_diagnostics(model, guide, seed=0)
+    assert report.log_z == pytest.approx(0.0, abs=0.4)
+
+
+@pytest.mark.parametrize(
+    "components",
+    [dist.Uniform(torch.zeros(2), TWO), dist.Pareto(TWO, 1.0), dist.VonMises(TWO, 1.0)],
+    ids=["uniform", "pareto", "angles"],
+)
+def test_components_that_live_apart_are_refused(components):
+    with pytest.raises(ValueError, match=r"knows no bijection .* site 'x'|the angle 'x'"):
+        pf.AutoFlow(lambda: pyro.sample("x", mixture_of(components)), "affine")

@@ -138,6 +138,11 @@ class AutoFlow(AutoContinuous):
             self._apply(fn)
         self._pending = []
 
+    def _init_loc(self) -> Tensor:
+        nodes = self.prototype_trace.nodes
+        values = {name: nodes[name]["value"].detach() for name in self.latents.sites}
+        return self.latents.unconstrain(values)
+
     def _set_pyro_structure(self, trace: poutine.Trace) -> None:
         """Fill in what ``AutoContinuous`` and its users read."""
         for name in [n for n in trace.nodes if n not in self.latents.sites]:

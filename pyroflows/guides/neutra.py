@@ -12,7 +12,8 @@ from pyro import poutine
 from pyro.infer.reparam.neutra import NeuTraReparam as _PyroNeuTraReparam
 from pyro.poutine.plate_messenger import block_plate
 from torch import Tensor
-from torch.distributions import biject_to
+
+from ..latents import bijection_onto
 
 __all__ = ["NeuTraReparam"]
 
@@ -54,7 +55,7 @@ class NeuTraReparam(_PyroNeuTraReparam):
             self._draw_shared_latent(name, compute_density)
         _, raw = self.x_unconstrained.pop(name)
         fn = msg["fn"]
-        transform = biject_to(fn.support)
+        transform = bijection_onto(fn.support)
         value = transform(raw)
         log_density = 0.0
         if compute_density:

@@ -10,9 +10,9 @@ from pyro import poutine
 from pyro.infer.autoguide.initialization import init_to_median
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import MixtureSameFamily
 
-from ..latents import Latents, Site
+from ..latents import Latents, Site, bijection_onto
 
 __all__ = ["center", "init_to_center", "read_latents"]
 
@@ -33,7 +33,7 @@ def init_to_center(site: dict[str, Any]) -> Tensor:
 
 def center(fn: Any) -> Tensor:
     """The center of unconstrained space, carried onto the support of a distribution."""
-    transform = biject_to(fn.support)
+    transform = bijection_onto(fn.support)
     bounds = [v for v in vars(getattr(fn, "support", None)).values() if isinstance(v, Tensor)]
     options = {"dtype": bounds[0].dtype, "device": bounds[0].device} if bounds else {}
     return transform(torch.zeros(transform.inverse_shape(fn.shape()), **options))
@@ -114,9 +114,7 @@ def _read_site(name: str, site: dict, owner: str) -> Site:
                 "the same parameters. Run the plate in full, or keep local latents out of it "
                 "(marginalise them, or use a guide that is a function of the data)."
             )
-    base = fn
-    while hasattr(base, "base_dist") and not isinstance(base, dist.TransformedDistribution):
-        base = base.base_dist
+    base = _innermost(fn)
     if isinstance(base, dist.VonMises | dist.VonMises3D | dist.SineBivariateVonMises):
         raise ValueError(
             f"{owner} would treat the angle {name!r} ({type(base).__name__}) as a real number and "
@@ -129,3 +127,12 @@ def _read_site(name: str, site: dict, owner: str) -> Site:
             f"{owner} knows no bijection onto the support {fn.support} of site {name!r}: "
             "reparameterise the site (pyro.infer.reparam)."
         ) from error
+
+
+def _innermost(fn: Any) -> Any:
+    """The distribution that values come from, under wrappers and mixtures."""
+    if isinstance(fn, MixtureSameFamily):
+        return _innermost(fn.component_distribution)
+    if hasattr(fn, "base_dist") and not isinstance(fn, dist.TransformedDistribution):
+        return _innermost(fn.base_dist)
+    return fn
