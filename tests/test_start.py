@@ -228,3 +228,39 @@ def test_a_climb_without_end_is_named(slope):
 def test_a_density_that_outruns_every_number_is_refused_by_name():
     with pytest.raises(ValueError, match=r"without coming to an end: 'x' ran off .* proper prior"):
         AutoFlow(energy_model(lambda x: x.square().sum(-1), dim=1), "nsf")
+
+
+def _branch():
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    slope = 1.0 if x.item() > 0 else 0.5
+    pyro.sample("y", dist.Normal(slope * x, 1.0), obs=torch.tensor(0.7))
+
+
+def _two_modes():
+    x = pyro.sample("x", dist.Normal(torch.zeros(2), 10.0).to_event(1))
+    side = 6.0 if x[0].item() > 0 else -6.0
+    pyro.factor("f", -0.5 * (x[0] - side).square() - 0.5 * (x[1] - x[0]).square())
+
+
+def _long():
+    x = pyro.sample("x", dist.StudentT(4.0, torch.zeros(8), 1.0).to_event(1))
+    pyro.factor("f", 0.0 if x[0].item() > 0 else x[0] * 0)
+
+
+@pytest.mark.filterwarnings("ignore:The model does not broadcast")
+@pytest.mark.parametrize(
+    ("model", "loc", "scale", "most"),
+    [(_branch, 0.18, 0.8, 2500), (_two_modes, 0.0, 6.0, 8000), (_long, 0.0, 1.25, 4000)],
+)
+def test_a_model_run_one_point_at_a_time_starts_with_few_runs(model, loc, scale, most):
+    def counted():
+        counted.runs += 1
+        return model()
+
+    counted.runs = 0
+    guide = AutoFlow(counted, "affine")
+    assert counted.runs <= most
+    assert "from fewer draws, as the model is run for one at a time" in guide.report
+    draws = guide.get_posterior().sample((4000,))
+    assert_close(draws[:, 0].mean().item(), loc, atol=0.2 * scale, rtol=0)
+    assert_close(draws[:, 0].std().item(), scale, rtol=0.2, atol=0)

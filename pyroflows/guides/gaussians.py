@@ -12,9 +12,17 @@ from torch import Tensor
 
 from .slim import Slim
 
-__all__ = ["Start", "matched_noise", "moments", "refine", "student_draws"]
+__all__ = [
+    "FULL",
+    "SPARING",
+    "Effort",
+    "Start",
+    "matched_noise",
+    "moments",
+    "refine",
+    "student_draws",
+]
 
-_REFINE_UP_TO = 64
 _LONGEST = 7.0  # log of the largest change of a scale that is believed
 
 
@@ -43,7 +51,49 @@ class Start:
     slim: Slim | None = None
 
 
-def refine(log_density: Callable[[Tensor], Tensor], start: Start, num_rounds: int = 12) -> Start:
+@dataclass(frozen=True)
+class Effort:
+    """How many points the density is evaluated at to find a start.
+
+    Args:
+        share: One over this many of the usual draws.
+        refine_up_to: Largest dimension in which the best Gaussian is looked for.
+        told: What to add to the report.
+    """
+
+    share: int = 1
+    refine_up_to: int = 64
+    told: str = ""
+
+    def num_noise(self, dim: int) -> int:
+        """Draws for the ELBO of a Gaussian: enough for exact second moments where 128 are."""
+        return min(max(128 // self.share, 4 * dim), 128)
+
+    @property
+    def num_on_path(self) -> int:
+        return max(8 // self.share, 4)
+
+    @property
+    def num_cover(self) -> int:
+        return 2048 // self.share
+
+    def num_refine(self, dim: int) -> int:
+        return max(256, 16 * dim) // self.share
+
+    @property
+    def num_rounds(self) -> int:
+        return 12 // self.share
+
+    @property
+    def num_fresh(self) -> int:
+        return 1024 // self.share
+
+
+FULL = Effort()
+SPARING = Effort(4, 16, ", from fewer draws, as the model is run for one at a time")
+
+
+def refine(log_density: Callable[[Tensor], Tensor], start: Start, effort: Effort = FULL) -> Start:
     """Maximise the ELBO of a Gaussian over mean and covariance, with fixed draws, by L-BFGS.
 
     The joint mode of a hierarchical model can lie far from its mass; the best Gaussian does not.
@@ -56,18 +106,18 @@ def refine(log_density: Callable[[Tensor], Tensor], start: Start, num_rounds: in
     Args:
         log_density: Maps points ``(K, D)`` to log densities ``(K)``.
         start: The Gaussian to start from.
-        num_rounds: Rounds of ten iterations at most.
+        effort: How many draws, and rounds of ten iterations at most.
     """
     dim = len(start.loc)
-    if start.scale_tril is None or dim > _REFINE_UP_TO:
+    if start.scale_tril is None or dim > effort.refine_up_to:
         return start
-    noise = matched_noise(dim, start.loc, max(256, 16 * dim))
-    best = _maximise(log_density, start, noise, num_rounds)
+    noise = matched_noise(dim, start.loc, effort.num_refine(dim))
+    best = _maximise(log_density, start, noise, effort.num_rounds)
     if best is None:
         return start
     loc, tril = best
     generator = torch.Generator().manual_seed(2)
-    fresh = torch.randn(1024, dim, generator=generator, dtype=noise.dtype).to(noise)
+    fresh = torch.randn(effort.num_fresh, dim, generator=generator, dtype=noise.dtype).to(noise)
     old, new = (
         _elbo(log_density, m, t, fresh) for m, t in ((start.loc, start.scale_tril), (loc, tril))
     )
@@ -125,7 +175,7 @@ def _elbo(log_density: Callable, loc: Tensor, tril: Tensor, noise: Tensor) -> fl
     return (mean + entropy).item()
 
 
-def matched_noise(dim: int, like: Tensor, number: int = 128) -> Tensor:
+def matched_noise(dim: int, like: Tensor, number: int) -> Tensor:
     """Standard normal draws, the same at every call, with exact first and second moments.
 
     So the ELBO of a Gaussian at a quadratic density is exact.
@@ -141,7 +191,7 @@ def matched_noise(dim: int, like: Tensor, number: int = 128) -> Tensor:
 
 
 def student_draws(
-    parts: list[tuple[Tensor, Tensor]], generator: torch.Generator, num_draws: int = 2048
+    parts: list[tuple[Tensor, Tensor]], generator: torch.Generator, num_draws: int
 ) -> tuple[Tensor, Tensor]:
     """Draws from each of some Student-t's, and the log density of each draw under each."""
     df, like = 5.0, parts[0][0]

@@ -14,7 +14,7 @@ from ..bijector import Bijector, Compose
 from ..bijectors import FullAffine, LocScale, LowRankAffine
 from ..flows import Flow, build_flow
 from ..log_density import LogDensity, StructureError
-from .gaussians import Start
+from .gaussians import FULL, SPARING, Start
 from .start import find_start
 
 __all__ = ["build_bijector", "in_double", "initialise"]
@@ -104,7 +104,9 @@ def _climb(
     seed_devices = [loc.device] if loc.is_cuda else []
     try:
         with torch.random.fork_rng(seed_devices):
-            start = find_start(in_double(log_density, points, loc.dtype), points, **options)
+            density = in_double(log_density, points, loc.dtype)
+            effort = SPARING if log_density.vectorized is False else FULL
+            start = find_start(density, points, effort=effort, **options)
     except StructureError:
         raise
     except (RuntimeError, ValueError) as error:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .gaussians import Start, matched_noise, moments, refine, student_draws
+from .gaussians import FULL, Effort, Start, matched_noise, moments, refine, student_draws
 from .slim import Slim, slim_curvature, value_and_grad
 
 __all__ = ["find_start"]
@@ -23,6 +23,7 @@ def find_start(
     *,
     max_full_dim: int = 1024,
     rank: int = 0,
+    effort: Effort = FULL,
 ) -> Start:
     r"""Climb from each point, take the curvature along the way, keep the best Gaussian.
 
@@ -40,6 +41,7 @@ def find_start(
         points: Where to climb from, shape ``(N, D)``, in float64.
         max_full_dim: Largest dimension for which the whole Hessian is formed.
         rank: Directions of the curvature that are looked for above it.
+        effort: How many draws to compare Gaussians with.
 
     Raises:
         ValueError: If the log density is not finite at any of the points.
@@ -50,9 +52,10 @@ def find_start(
             f"The log density of the model is not finite at any of the {len(points)} points tried. "
             "Check the model for NaN or impossible data, or pass init_loc_fn= with feasible values."
         )
-    noise, modes = matched_noise(points.shape[-1], points), []
+    noise, modes = matched_noise(points.shape[-1], points, effort.num_noise(points.shape[-1])), []
     for path in paths:
-        best = _best_along(log_density, path, modes, noise, max_full_dim, rank)
+        short = _thin(path, effort.num_on_path)
+        best = _best_along(log_density, short, modes, noise, max_full_dim, rank)
         if best is not None:
             modes.append(best)
     if not modes:
@@ -60,8 +63,9 @@ def find_start(
     best = max(modes, key=lambda mode: mode.elbo)
     distinct = [m for m in modes if m.mode is not None]
     others = [m for m in distinct if m is not best]
-    best = refine(log_density, best)
-    start = (_cover(log_density, [best, *others]) if others else None) or best
+    best = refine(log_density, best, effort)
+    start = (_cover(log_density, [best, *others], effort) if others else None) or best
+    start = replace(start, report=start.report + effort.told)
     return replace(start, modes=tuple(map(_on_cpu, distinct)) if len(distinct) > 1 else ())
 
 
@@ -87,7 +91,7 @@ def _best_along(
         end = _polish(log_density, end)
     if end is not None and any(_is_same(end, mode) for mode in known):
         return None
-    points = _thin(path) + ([] if end is None else [end])
+    points = path + ([] if end is None else [end])
     found = [_best_stretch(log_density, u, noise, max_full_dim, rank) for u in points]
     best = max((f for f in found if f is not None), key=lambda f: f.elbo, default=None)
     return None if best is None else replace(best, mode=end)
@@ -104,7 +108,7 @@ def _is_same(u: Tensor, mode: Start) -> bool:
     return bool(white.norm() < 1)
 
 
-def _cover(log_density: Callable, modes: list[Start], num_rounds: int = 3) -> Start | None:
+def _cover(log_density: Callable, modes: list[Start], effort: Effort) -> Start | None:
     """A Gaussian with the moments of the target, by adaptive importance sampling.
 
     A start inside one mode, or too narrow, stays there: where no draw falls, no gradient says so,
@@ -114,8 +118,8 @@ def _cover(log_density: Callable, modes: list[Start], num_rounds: int = 3) -> St
     parts = [(m.loc, m.scale_tril) for m in modes if m.scale_tril is not None]
     generator = torch.Generator().manual_seed(1)
     found = None
-    for _ in range(num_rounds if parts else 0):
-        draws, log_parts = student_draws(parts, generator)
+    for _ in range(3 if parts else 0):
+        draws, log_parts = student_draws(parts, generator, effort.num_cover)
         with torch.no_grad():
             log_weights = log_density(draws) - log_parts.logsumexp(-1)
         weights = torch.nan_to_num(log_weights, nan=-math.inf, posinf=-math.inf).softmax(0)
@@ -303,7 +307,7 @@ def _stretched(
     return Start(u, stretch * scale, tril, value, report, slim=wide)
 
 
-def _thin(path: list[Tensor], number: int = 8) -> list[Tensor]:
+def _thin(path: list[Tensor], number: int) -> list[Tensor]:
     """Some points of a path, the first and last among them, denser at the start."""
     last = len(path) - 1
     index = sorted({round(last * (i / (number - 1)) ** 2) for i in range(number)})
