@@ -58,11 +58,13 @@ class Effort:
     Args:
         share: One over this many of the usual draws.
         refine_up_to: Largest dimension in which the best Gaussian is looked for.
+        max_lost: Climbs that lead to no mode that Gaussians are built along.
         told: What to add to the report.
     """
 
     share: int = 1
     refine_up_to: int = 64
+    max_lost: float = math.inf
     told: str = ""
 
     def num_noise(self, dim: int) -> int:
@@ -90,7 +92,7 @@ class Effort:
 
 
 FULL = Effort()
-SPARING = Effort(4, 16, ", from fewer draws, as the model is run for one at a time")
+SPARING = Effort(4, 16, 2, ", from fewer draws, as the model is run for one at a time")
 
 
 def refine(log_density: Callable[[Tensor], Tensor], start: Start, effort: Effort = FULL) -> Start:

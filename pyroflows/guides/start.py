@@ -55,7 +55,10 @@ def find_start(
     noise, modes = matched_noise(points.shape[-1], points, effort.num_noise(points.shape[-1])), []
     for path in paths:
         short = _thin(path, effort.num_on_path)
-        best = _best_along(log_density, short, modes, noise, max_full_dim, rank)
+        lost = sum(mode.mode is None for mode in modes)
+        best = _best_along(
+            log_density, short, modes, noise, max_full_dim, rank, lost < effort.max_lost
+        )
         if best is not None:
             modes.append(best)
     if not modes:
@@ -84,11 +87,14 @@ def _best_along(
     noise: Tensor,
     max_full_dim: int,
     rank: int,
+    may_be_lost: bool,
 ) -> Start | None:
-    """The best Gaussian along one path, or ``None`` if it led to a mode that is known."""
+    """The best Gaussian along one path, or ``None`` if it led to a mode that is known, or none."""
     end = path[-1]
     if len(end) <= max_full_dim:
         end = _polish(log_density, end)
+    if end is None and not may_be_lost:
+        return None
     if end is not None and any(_is_same(end, mode) for mode in known):
         return None
     points = path + ([] if end is None else [end])
