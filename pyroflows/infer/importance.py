@@ -235,7 +235,7 @@ def _missed(draws: GuideDraws, log_z: float) -> float:
     if draws.probe is None or log_z == -math.inf:
         return math.nan
     wider = float(draws.probe.logsumexp(0)) - math.log(len(draws.probe))
-    return -math.expm1(min(log_z - wider, 0.0)) if wider > -math.inf else 0.0
+    return abs(math.expm1(min(log_z - wider, 0.0))) if wider > -math.inf else 0.0
 
 
 def rounding_tolerance(draws: GuideDraws) -> float:
