@@ -55,13 +55,18 @@ class CompiledSteps:
         score_weight: float,
         tail_weight: float,
         tally: Tensor,
+        *,
+        add_gradients: bool = False,
     ) -> Surrogate | None:
-        """Return what :func:`flow_surrogate` would, or ``None`` where the step has to be eager."""
+        """Return what :func:`flow_surrogate` would, or ``None`` where the step has to be eager.
+
+        With ``add_gradients`` they are added to the parameters at once, without a backward pass.
+        """
         if self.reason:
             return None
         try:
             step = self._find(bijector, log_density, noise, score_weight, tail_weight)
-            return None if step is None else step(noise, tally)
+            return None if step is None else step(noise, tally, add_gradients)
         except Exception as error:  # of the recorder, the compiler or its tool chain
             self._give_up(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}")
             return None
@@ -142,11 +147,14 @@ class _Step:
             compiled = self._call(values, tally, noise)
         _compare(eager, compiled)
 
-    def __call__(self, noise: Tensor, tally: Tensor) -> Surrogate:
+    def __call__(self, noise: Tensor, tally: Tensor, add_gradients: bool) -> Surrogate:
         values = self._values()
         with torch.no_grad():
             found = self._call(values, tally, noise)
         leaves = [*(v for v in values if v.requires_grad), tally]
+        if add_gradients:
+            _add(leaves, found.grads)
+            return Surrogate(found.loss, found.log_weights, found.num_nonfinite)
         loss = _Differentiated.apply(found.loss, found.grads, *leaves)
         return Surrogate(loss, found.log_weights, found.num_nonfinite)
 
@@ -205,6 +213,13 @@ def _slots(module: nn.Module) -> Iterator[tuple[dict, str, Any]]:
     for part in module.modules():
         for place in (part._parameters, part._buffers, part._modules):
             yield from ((place, name, value) for name, value in place.items())
+
+
+@torch.no_grad()
+def _add(leaves: list[Tensor], grads: list[Tensor | None]) -> None:
+    for leaf, grad in zip(leaves, grads, strict=True):
+        if grad is not None:
+            leaf.grad = grad if leaf.grad is None else leaf.grad.add_(grad)
 
 
 class _Differentiated(torch.autograd.Function):

@@ -156,6 +156,11 @@ class PathELBO(Trace_ELBO):
         if self._goes_in_chunks(guide):
             batch = self._draw(model, guide, args, kwargs)
             return self._booked(add_gradients(batch, self.chunk_size, self.ranks)).item()
+        if self._is_one_graph() and isinstance(guide, AutoFlow):
+            batch = self._draw(model, guide, args, kwargs)
+            found = self.compiled(**batch._asdict(), add_gradients=True)
+            if found is not None:
+                return self._booked(found).item()
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
@@ -215,9 +220,14 @@ class PathELBO(Trace_ELBO):
             weights = (1.0, 0.0)  # needs no derivatives
         return FlowBatch(posterior.bijector, log_density, noise, *weights, self._tally_like(noise))
 
+    def _is_one_graph(self) -> bool:
+        """Whether a step may be taken as a whole, with nobody else looking or taking part."""
+        if self.compiled is None or self.compiled.reason or not torch.is_grad_enabled():
+            return False
+        return not am_i_wrapped() and self.ranks.size == 1
+
     def _evaluate(self, batch: FlowBatch) -> Surrogate:
-        is_one_graph = torch.is_grad_enabled() and not am_i_wrapped() and self.ranks.size == 1
-        if self.compiled is not None and is_one_graph:
+        if self._is_one_graph():
             found = self.compiled(**batch._asdict())
             if found is not None:
                 return found

@@ -51,7 +51,8 @@ def loss_and_grads(loss: Any) -> Backward:
 
 def _backward(loss: Any) -> Backward:
     differentiable = getattr(loss, "differentiable_loss", None)
-    if differentiable is None or getattr(loss, "chunk_size", None) is not None:
+    by_itself = any(getattr(loss, name, None) is not None for name in ("chunk_size", "compiled"))
+    if differentiable is None or by_itself:
         if hasattr(loss, "loss_and_grads"):
             return lambda *args, **kwargs: _as_float(loss.loss_and_grads(*args, **kwargs))
         differentiable = loss

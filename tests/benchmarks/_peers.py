@@ -205,7 +205,10 @@ def _elbo_step(
 
     def step() -> None:
         optimizer.zero_grad()
-        elbo.differentiable_loss(model, guide).backward()
+        if compile:
+            elbo.loss_and_grads(model, guide)
+        else:
+            elbo.differentiable_loss(model, guide).backward()
         optimizer.step()
 
     if compile:
