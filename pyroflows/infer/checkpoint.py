@@ -7,10 +7,12 @@ import pickle
 import warnings
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -148,6 +150,8 @@ def describe(
 ) -> dict[str, Any]:
     """What makes a fit the one that it is, in words and numbers that a file can hold."""
     data = [*tensors_in(args, "model_args"), *tensors_in(kwargs, "model_kwargs")]
+    data += _other_data(args, "model_args") + _other_data(kwargs, "model_kwargs")
+    data += _other_data(_enclosed(model), "model")
     latents = guide.latents.sites if isinstance(guide, AutoFlow) else {}
     return {
         "model": _name(model),
@@ -163,7 +167,44 @@ def _name(model: Callable) -> str:
     return getattr(model, "__qualname__", type(model).__name__)
 
 
-def _digest(value: Tensor) -> str:
+def _enclosed(model: Callable) -> dict[str, Any]:
+    """What a function holds beside its code: the variables around it, arguments given before."""
+    if isinstance(model, partial):
+        inner = _enclosed(model.func)
+        return {**inner, "args": model.args, "kwargs": model.keywords}
+    function = getattr(model, "__func__", model)
+    cells = getattr(function, "__closure__", None) or ()
+    names = function.__code__.co_freevars if cells else ()
+    return {n: c.cell_contents for n, c in zip(names, cells, strict=True) if _is_set(c)}
+
+
+def _is_set(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+def _other_data(value: Any, path: str) -> list[tuple[str, Any]]:
+    """Numbers, words and arrays, and the tensors that a model holds, by where they are."""
+    if isinstance(value, dict):
+        pairs = [(f"{path}[{key!r}]", item) for key, item in value.items()]
+    elif isinstance(value, list | tuple):
+        pairs = [(f"{path}[{i}]", item) for i, item in enumerate(value)]
+    else:
+        is_held = isinstance(value, Tensor) and path.startswith("model[")
+        is_data = isinstance(value, bool | int | float | str | np.ndarray | np.generic)
+        return [(path, value)] if is_data or is_held else []
+    return [found for where, item in pairs for found in _other_data(item, where)]
+
+
+def _digest(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        raw = np.ascontiguousarray(value).tobytes()
+        return f"{value.dtype} {value.shape} #{zlib.crc32(raw):08x}"
+    if not isinstance(value, Tensor):
+        return repr(value)
     raw = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     return f"{value.dtype} {tuple(value.shape)} #{zlib.crc32(raw):08x}"
 

@@ -13,12 +13,14 @@ from torch.func import functional_call
 
 from ..bijector import Bijector
 from ..log_density import LogDensity, Program
+from ..log_density.checks import same_randomness
+from ..log_density.programs import is_due
 from .surrogate import Surrogate, flow_surrogate
 
 __all__ = ["CompiledSteps"]
 
 _TOLERANCE = 1e4  # of loss and gradients against eager ones, in units of rounding and their size
-_CHECKED_CALLS = (2, 10, 100, 1000, 10_000)
+_MAX_COMPILATIONS = 8
 
 
 class CompiledSteps:
@@ -36,6 +38,7 @@ class CompiledSteps:
     def __init__(self) -> None:
         self.seconds = 0.0
         self.reason = ""
+        self._num_compiled = 0
         self._steps: dict[tuple, _Step] = {}
 
     def __str__(self) -> str:
@@ -86,13 +89,20 @@ class CompiledSteps:
         key = (noise.shape, noise.dtype, noise.device, score_weight, tail_weight)
         step = self._steps.get(key)
         if step is None or not step.serves(bijector, program):
+            self._num_compiled += 1
+            if self._num_compiled > _MAX_COMPILATIONS:
+                self._give_up(
+                    f"flow, model or settings changed {_MAX_COMPILATIONS} times, each of which "
+                    "takes a new compilation (use one PathELBO for each guide)"
+                )
+                return None
             start = perf_counter()
             step = _Step(bijector, program, score_weight, tail_weight)
             step.compile(noise)
             self._steps[key] = step
             self.seconds += perf_counter() - start
         step.num_calls += 1
-        if step.num_calls in _CHECKED_CALLS and not program.agrees(_draws(bijector, noise)):
+        if is_due(step.num_calls) and not program.agrees(_draws(bijector, noise)):
             self._give_up("the model changed while its arguments did not")
             return None
         return step
@@ -140,10 +150,12 @@ class _Step:
 
         self._flags = self._trained_flags()
         values, tally = self._values(), _tally_like(noise)
-        eager = self._evaluate(values, tally, noise)
-        with torch.no_grad():  # the recorder differentiates by itself
+        with same_randomness(0, noise):  # what the model draws itself, mini-batches for one
+            eager = self._evaluate(values, tally, noise)
+        with same_randomness(0, noise), torch.no_grad():  # the recorder differentiates by itself
             inputs = [*values, tally, noise]
             self._run = _compile(make_fx(self._flat(len(values)))(*inputs), inputs)
+        with same_randomness(0, noise), torch.no_grad():
             compiled = self._call(values, tally, noise)
         _compare(eager, compiled)
 
@@ -244,7 +256,9 @@ class _Differentiated(torch.autograd.Function):
 def _compile(graph: fx.GraphModule, inputs: list[Any]) -> Callable:
     import torch._inductor  # here: it is slow to import
 
-    options = {"triton.cudagraphs": True} if inputs[-1].is_cuda else {}
+    options = {"fallback_random": True}  # the numbers that eager steps would draw
+    if inputs[-1].is_cuda:
+        options["triton.cudagraphs"] = True
     with warnings.catch_warnings():  # the compiler warns of its own parts
         warnings.simplefilter("ignore", FutureWarning)
         return torch._inductor.compile(graph, inputs, options=options)

@@ -15,7 +15,7 @@ from .recording import NotTraceable
 from .runs import JointRuns
 from .tracing import Program, arguments_of, trace
 
-__all__ = ["Programs"]
+__all__ = ["Programs", "is_due"]
 
 _WORTH_IT = 20  # calls with handlers before a graph is taken, which costs some tens of them
 _MAX_CHANGES = 5
@@ -74,13 +74,13 @@ class Programs:
         return self._take(key, u, method)
 
     def run(self, program: Program, u: Tensor) -> Tensor | None:
-        """Evaluate a graph, and compare it with the model at calls 2, 10, 100, 1000, ...
+        """Evaluate a graph, and compare it with the model at calls 2, 10, 50, 100, 150, ...
 
         Returns:
             Log densities, or ``None`` where the model has become another.
         """
         program.num_calls += 1
-        if _is_due(program.num_calls) and not _is_transformed() and not program.agrees(u):
+        if is_due(program.num_calls) and not _is_transformed() and not program.agrees(u):
             self._give_up("its value changed while its arguments did not")
             warnings.warn(
                 "The log density of the model changed between calls with the same arguments, by "
@@ -142,10 +142,9 @@ def _tell(names: tuple[str, ...]) -> None:
             pyro.param(name)
 
 
-def _is_due(num_calls: int) -> bool:
-    """At calls 2, 10, 100, 1000, ..."""
-    text = str(num_calls)
-    return num_calls == 2 or (num_calls >= 10 and text[0] == "1" and not text[1:].strip("0"))
+def is_due(num_calls: int) -> bool:
+    """Whether to look again: at call 2, at call 10, and at every fiftieth."""
+    return num_calls in (2, 10) or num_calls % 50 == 0
 
 
 def _is_transformed() -> bool:

@@ -21,6 +21,7 @@ _OF_SHAPES = (
     *(_aten.new_zeros.default, _aten.new_ones.default, _aten.new_full.default),
 )
 _POINTS, _DATA, _PARAMS, _RANDOM = "points", "data", "parameters", "random numbers"
+_HELD = "tensors that the model holds"
 
 
 class NotTraceable(Exception):
@@ -31,7 +32,8 @@ class Recording(TorchDispatchMode):
     """One run of a function, operation by operation.
 
     Tensors that are neither inputs nor results of operations are held by the graph as they are.
-    Numbers may be read out of data, which binds the graph to these, but of nothing else.
+    Numbers may be read out of data and of what the model holds, which binds the graph to these,
+    but of nothing else.
 
     Args:
         function: Maps the inputs to one tensor, or to several.
@@ -42,6 +44,7 @@ class Recording(TorchDispatchMode):
         root: Holds the tensors that the graph holds.
         results: What each result depends on.
         is_bound: Whether the graph is right for the very data it was recorded with only.
+        is_bound_to_held: Whether it is right only as long as the tensors it holds do not change.
 
     Raises:
         NotTraceable: If the function fails, or does what a graph cannot hold.
@@ -49,7 +52,7 @@ class Recording(TorchDispatchMode):
 
     def __init__(self, function: Callable[..., Any], inputs: list[Tensor]) -> None:
         super().__init__()
-        self.is_bound = False
+        self.is_bound = self.is_bound_to_held = False
         self.graph, self.root = fx.Graph(), nn.Module()
         self._nodes: dict[int, fx.Node] = {}
         self._depends: dict[fx.Node, frozenset[str]] = {}
@@ -68,7 +71,7 @@ class Recording(TorchDispatchMode):
             raise NotTraceable(f"{type(error).__name__}: {first_line[:200]}") from error
         returned = returned if isinstance(returned, tuple) else (returned,)
         nodes = tuple(self._node(tensor) for tensor in returned)
-        self.results = [self._depends[node] for node in nodes]
+        self.results = [self._depends[node] - {_HELD} for node in nodes]
         self.graph.output(nodes)
         self._alive.clear()
 
@@ -101,9 +104,10 @@ class Recording(TorchDispatchMode):
         return result
 
     def _bind(self, depends: frozenset[str], what: str) -> None:
-        if depends - {_DATA}:
+        if depends - {_DATA, _HELD}:
             raise NotTraceable(f"{what} that depends on {' and '.join(sorted(depends))}")
-        self.is_bound |= bool(depends)
+        self.is_bound |= _DATA in depends
+        self.is_bound_to_held |= _HELD in depends
 
     def _know(self, tensor: Tensor, node: fx.Node, depends: frozenset[str]) -> None:
         self._nodes[id(tensor)] = node
@@ -136,7 +140,7 @@ class Recording(TorchDispatchMode):
         name = f"held_{len(self._nodes)}"
         self.root.register_buffer(name, tensor)
         node = self.graph.get_attr(name)
-        self._know(tensor, node, frozenset([_PARAMS] if tensor.requires_grad else []))
+        self._know(tensor, node, frozenset([_PARAMS if tensor.requires_grad else _HELD]))
         return node
 
     def _argument(self, value: Any, given: list[fx.Node]) -> Any:

@@ -32,6 +32,7 @@ class Program:
         method: How that was run.
         watch: What the model reads beside its arguments.
         bound: Data that numbers were read from, so that other data need another graph.
+        fixed: Tensors of the model of which the same is true.
 
     Attributes:
         graph: The graph, an ``fx.GraphModule``.
@@ -49,6 +50,7 @@ class Program:
         method: str,
         watch: Watch,
         bound: list[Tensor],
+        fixed: list[Tensor],
     ) -> None:
         self.num_calls = 0
         self.graph = graph
@@ -59,6 +61,7 @@ class Program:
         self._method = method
         self._watch = watch
         self._bound = [(tensor, tensor._version) for tensor in bound]
+        self._fixed = [(tensor, tensor._version) for tensor in fixed]
 
     def fn(self, u: Tensor, inputs: list[Tensor]) -> Tensor:
         """Return log densities ``(K)`` of points ``(K, D)``: pure, differentiable, traceable.
@@ -85,6 +88,14 @@ class Program:
             pairs = zip(data, self._bound, strict=True)
             if any(now is not then or now._version != v for now, (then, v) in pairs):
                 return False
+        if any(tensor._version != version for tensor, version in self._fixed):
+            return False
+        try:
+            now = [source() for source in self._sources]
+        except KeyError:  # a parameter is gone, and will be made anew
+            return False
+        if self._fixed and not all(any(t is n for n in now) for t, _ in self._fixed):
+            return False
         return self._watch.unchanged()
 
     def agrees(self, u: Tensor) -> bool:
@@ -142,7 +153,8 @@ def trace(runs: JointRuns, method: str, u: Tensor) -> Program:
     graph = simplify(first.graph, first.root)
     sources = [_source(tensor, runs.model) for tensor in held]
     bound = data if support or first.is_bound else []
-    program = Program(graph, len(u), sources, runs, method, watch, bound)
+    fixed = [t for t in held if first.is_bound_to_held and not t.requires_grad]
+    program = Program(graph, len(u), sources, runs, method, watch, bound, fixed)
     _verify(program, runs, method, u)
     return program
 
@@ -158,6 +170,8 @@ def _record(runs: JointRuns, method: str, u: Tensor, data: list[Tensor], seed: i
         runs.model_args, runs.model_kwargs = pytree.tree_unflatten(mixed, spec)
         return (total(METHODS[method](runs, u)), *runs.bounds)
 
+    # As aliases, so that what is passed twice, or is held by the model too, is told apart.
+    data = [tensor.detach() for tensor in data]
     try:
         runs.compare_bounds = False  # they are looked at in the graph
         with same_randomness(seed, u), pyro.validation_enabled(False):
@@ -172,13 +186,13 @@ def _source(tensor: Tensor, model: Callable) -> Callable[[], Tensor]:
     store = pyro.get_param_store()
     for name, value in store.named_parameters():
         if value is tensor:
-            return lambda: dict(store.named_parameters()).get(name, tensor)
+            return lambda: dict(store.named_parameters())[name]
     if isinstance(model, nn.Module):
         for module in model.modules():
             for held in (module._parameters, module._buffers):
                 for name, value in held.items():
                     if value is tensor:
-                        return lambda held=held, name=name: held.get(name, tensor)
+                        return lambda held=held, name=name: held[name]
     return lambda: tensor
 
 
