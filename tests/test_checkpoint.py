@@ -207,7 +207,12 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     path.write_bytes(b"not a file of ours")
     with pytest.raises(ValueError, match="is no checkpoint of a fit"):
         fit(model, new(model), checkpoint=path)
-    torch.save({"weights": torch.ones(3)}, path)
+    for other in ({"weights": torch.ones(3)}, torch.ones(3), {"version": 1, "facts": None}):
+        torch.save(other, path)
+        with pytest.raises(ValueError, match="is no checkpoint of a fit"):
+            fit(model, new(model), checkpoint=path)
+    fit(model, new(model), checkpoint=(whole := tmp_path / "whole.pt"))
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     with pytest.raises(ValueError, match="is no checkpoint of a fit"):
         fit(model, new(model), checkpoint=path)
     for bad in (tmp_path, tmp_path / "nowhere" / "fit.pt"):
