@@ -118,6 +118,23 @@ def test_a_guide_that_starts_close_does_not_explore_and_takes_small_steps():
     assert close.factor(100, 0.0) == pytest.approx(0.01 * far.factor(100, 0.0))
 
 
+def test_a_guide_that_starts_near_explores_for_the_warm_up_alone():
+    far, near = (Schedule(None, None, tolerance=0.01) for _ in range(2))
+    short = Schedule(20, None, tolerance=0.01)
+    for schedule, spread in ((far, 3.0), (near, 0.8), (short, 0.8)):
+        schedule.start_from(spread)
+    for step, expected in ((49, [1.0, 1.0]), (50, [1.0, 0.0])):
+        for schedule in (far, near):
+            schedule.factor(step, 0.0)
+        assert [s.score_weight for s in (far, near)] == expected
+    assert near.factor(60, 0.0) == far.factor(60, 0.0)  # its steps are as long
+    short.factor(6, 0.0)
+    assert short.score_weight == 0.0  # three tenths of a short run, as ever
+    resumed = Schedule(None, None, 0.01)
+    resumed.load_state_dict(near.state_dict())
+    assert resumed.state_dict() == near.state_dict()
+
+
 def test_the_schedule_goes_on_while_the_loss_falls():
     schedule = Schedule(None, None, tolerance=0.01)
     for step in range(1, 2001):

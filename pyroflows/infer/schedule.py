@@ -12,6 +12,7 @@ MAX_STEPS = 2_000
 _WARM_UP_STEPS = 50
 _WARM_UP_FRACTION = 0.1  # of a run too short for the whole warm-up
 _CLOSE = 0.3  # nats of spread in the log weights, a KL of about 0.05
+_NEAR = 1.0  # the same, a KL of about 0.5
 _EXPLORE_FRACTION = 0.3  # of a run at most
 _DECAY_FRACTION = 0.3  # of a run whose length is known
 _DECAY_PER_STEP = 0.5  # of the steps so far, in a run that stops when it has converged
@@ -22,6 +23,7 @@ _STATE = (
     "_last",
     "_num_flat",
     "_explores",
+    "_explore_steps",
     "_height",
     "_decay_from",
     "_decay_steps",
@@ -60,7 +62,7 @@ class Schedule:
         self._window: list[float] = []
         self._last: tuple[float, float] | None = None
         self._num_flat = 0
-        self._explores, self._height = True, 1.0
+        self._explores, self._explore_steps, self._height = True, math.inf, 1.0
         self._decay_from: tuple[int, float] | None = None  # step, progress
         self._decay_steps = math.inf
         self._converged = False
@@ -86,8 +88,10 @@ class Schedule:
     def start_from(self, spread: float) -> None:
         """Take note of how far the guide starts from the posterior.
 
-        A guide that starts close needs no exploring and small steps: Adam's steps are as large as
-        the learning rate however small the gradient, and would only shake it.
+        A guide that starts near has met most of the posterior and explores for the warm-up alone,
+        as the noise of exploring would keep it from coming closer. One that starts close needs no
+        exploring and small steps: Adam's steps are as large as the learning rate however small the
+        gradient, and would only shake it.
 
         Args:
             spread: Standard deviation of the log weights at the start, in nats; may be NaN.
@@ -95,6 +99,8 @@ class Schedule:
         if spread < _CLOSE:
             self.end_exploring()
             self._height = (spread / _CLOSE) ** 2
+        elif spread < _NEAR:
+            self._explore_steps = _WARM_UP_STEPS
 
     def end_exploring(self) -> None:
         """Compare no losses from before with those after."""
@@ -103,7 +109,8 @@ class Schedule:
     def factor(self, step: int, elapsed: float) -> float:
         """The factor on the learning rate for the step after ``step`` steps and some seconds."""
         progress = self._progress(step, elapsed)
-        if self._explores and progress >= _EXPLORE_FRACTION:
+        is_explored = progress >= _EXPLORE_FRACTION or step >= self._explore_steps
+        if self._explores and is_explored:
             self.end_exploring()
         if self._decay_from is None and (self._converged or progress >= 1 - _DECAY_FRACTION):
             self._decay_from = (step, progress)
