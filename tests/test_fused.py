@@ -3,9 +3,11 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
 from pyroflows.transformers import FusedTransformer, RationalQuadraticSpline
+from pyroflows.transformers.fused import for_a_compiler
 from tests.cases import TRANSFORMERS
 
 pytestmark = pytest.mark.usefixtures("_double")
@@ -51,6 +53,37 @@ def test_agrees_with_the_plain_formula(
                 (*values, *torch.autograd.grad(total, [x, params], materialize_grads=True))
             )
         assert_close(found[0], found[1], atol=1e-10, rtol=1e-8)
+
+
+@each
+@pytest.mark.parametrize("scale", [0.1, 2.0, 20.0])
+def test_what_a_compiler_gets_agrees_with_the_plain_formula(
+    transformer: FusedTransformer, scale: float
+):
+    for which in ((1.0, 0.0), (0.0, 1.0), (0.7, -0.3)):
+        with for_a_compiler():
+            test_agrees_with_the_plain_formula(transformer, which, scale)
+
+
+@each
+def test_what_a_compiler_gets_gives_partials_and_inverses(transformer: FusedTransformer):
+    x, params = (v.detach() for v in inputs(transformer, 40, 2, scale=3.0))
+    expected = transformer.partials(x, params)
+    with for_a_compiler():
+        assert_close(transformer.partials(x, params), expected)
+        y, _ = transformer.forward_and_log_det(x, params)
+        assert_close(transformer.inverse_and_log_det(y, params)[0], x)
+        empty = transformer.forward_and_log_det(x[:0], params[:0])
+    assert [tuple(v.shape) for v in empty] == [(0, 2), (0, 2)]
+
+
+def test_a_compiler_gets_no_sums_and_no_lookups():
+    spline = RationalQuadraticSpline()
+    x, params = (v.detach() for v in inputs(spline, 7))
+    with for_a_compiler():
+        graph = make_fx(lambda x, p: spline.partials(x, p)[0])(x, params)
+    names = {str(node.target) for node in graph.graph.nodes if node.op == "call_function"}
+    assert not {n for n in names if any(w in n for w in ("gather", "sum", "index", "cat"))}
 
 
 @each

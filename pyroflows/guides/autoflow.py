@@ -211,8 +211,11 @@ class AutoFlow(AutoContinuous):
 
     def unregistered_posterior(self) -> FlowDistribution:
         """Return the same distribution without telling Pyro's param store of its parameters."""
+        return FlowDistribution(self.unregistered_bijector(), self._origin)
+
+    def unregistered_bijector(self) -> Bijector:
         self._require_setup()
-        return FlowDistribution(self._modules["bijector"], self._origin)
+        return self._modules["bijector"]
 
     def _claimed_bijector(self) -> Bijector:
         claim_params(f"{self._pyro_name}.bijector", self._modules["bijector"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from operator import is_
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -15,12 +16,14 @@ from ..bijector import Bijector
 from ..log_density import LogDensity, Program
 from ..log_density.checks import same_randomness
 from ..log_density.programs import is_due
+from ..transformers.fused import for_a_compiler
 from .surrogate import Surrogate, flow_surrogate
 
 __all__ = ["CompiledSteps"]
 
 _TOLERANCE = 1e4  # of loss and gradients against eager ones, in units of rounding and their size
 _MAX_COMPILATIONS = 8
+_MAX_FUSION_SIZE = 1024  # operations of a kernel: all of a spline, way back included
 
 
 class CompiledSteps:
@@ -69,7 +72,13 @@ class CompiledSteps:
             return None
         try:
             step = self._find(bijector, log_density, noise, score_weight, tail_weight)
-            return None if step is None else step(noise, tally, add_gradients)
+            if step is None:
+                return None
+            found = step.run(noise, tally)
+            if step.is_outdated(found):
+                self._give_up("the model changed while its arguments did not")
+                return None
+            return step.book(found, tally, add_gradients)
         except Exception as error:  # of the recorder, the compiler or its tool chain
             self._give_up(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}")
             return None
@@ -101,10 +110,6 @@ class CompiledSteps:
             step.compile(noise)
             self._steps[key] = step
             self.seconds += perf_counter() - start
-        step.num_calls += 1
-        if is_due(step.num_calls) and not program.agrees(_draws(bijector, noise)):
-            self._give_up("the model changed while its arguments did not")
-            return None
         return step
 
     def _give_up(self, reason: str) -> None:
@@ -117,6 +122,7 @@ class _Found(NamedTuple):
     loss: Tensor
     log_weights: Tensor
     num_nonfinite: Tensor
+    draws: Tensor
     grads: list[Tensor | None]
 
 
@@ -126,10 +132,10 @@ class _Step:
     def __init__(
         self, bijector: Bijector, program: Program, score_weight: float, tail_weight: float
     ) -> None:
-        self.num_calls = 0
+        self._num_calls = 0
         self._whole = _Whole(bijector, program, score_weight, tail_weight)
         self._program = program
-        self._slots = list(_slots(self._whole))
+        self._slots = _slots(self._whole)
         self._state = {
             **dict(self._whole.named_parameters()),
             **dict(self._whole.named_buffers()),
@@ -141,7 +147,7 @@ class _Step:
         return (
             self._whole.bijector is bijector
             and self._program is program
-            and all(place.get(name) is value for place, name, value in self._slots)
+            and all(map(is_, map(dict.get, *self._slots[:2]), self._slots[2]))
             and self._flags == self._trained_flags()
         )
 
@@ -149,30 +155,42 @@ class _Step:
         from torch.fx.experimental.proxy_tensor import make_fx  # here: it is slow to import
 
         self._flags = self._trained_flags()
-        values, tally = self._values(), _tally_like(noise)
+        values, tally, noise = self._values(), _tally_like(noise), _batch_last(noise)
         with same_randomness(0, noise):  # what the model draws itself, mini-batches for one
             eager = self._evaluate(values, tally, noise)
+        inputs = [*values, tally, noise]
         with same_randomness(0, noise), torch.no_grad():  # the recorder differentiates by itself
-            inputs = [*values, tally, noise]
-            self._run = _compile(make_fx(self._flat(len(values)))(*inputs), inputs)
+            with for_a_compiler():
+                graph = make_fx(self._flat(len(values)))(*inputs)
+            self._run = _compile(graph, inputs)
         with same_randomness(0, noise), torch.no_grad():
             compiled = self._call(values, tally, noise)
         _compare(eager, compiled)
 
-    def __call__(self, noise: Tensor, tally: Tensor, add_gradients: bool) -> Surrogate:
-        values = self._values()
+    def run(self, noise: Tensor, tally: Tensor) -> _Found:
+        self._num_calls += 1
         with torch.no_grad():
-            found = self._call(values, tally, noise)
-        leaves = [*(v for v in values if v.requires_grad), tally]
+            return self._call(self._values(), tally, noise)
+
+    def is_outdated(self, found: _Found) -> bool:
+        """Whether the model was seen, now and then, to be another than the one recorded."""
+        return is_due(self._num_calls) and not self._program.agrees(found.draws)
+
+    def book(self, found: _Found, tally: Tensor, add_gradients: bool) -> Surrogate:
+        """Give the gradients to the parameters, now or on the way back."""
+        loss = found.loss
+        leaves = [*(v for v in self._values() if v.requires_grad), tally]
         if add_gradients:
             _add(leaves, found.grads)
-            return Surrogate(found.loss, found.log_weights, found.num_nonfinite)
-        loss = _Differentiated.apply(found.loss, found.grads, *leaves)
+        else:
+            loss = _Differentiated.apply(loss, found.grads, *leaves)
         return Surrogate(loss, found.log_weights, found.num_nonfinite)
 
     def _call(self, values: list[Tensor], tally: Tensor, noise: Tensor) -> _Found:
-        loss, log_weights, num_nonfinite, *grads = self._run(*values, tally, noise)
-        return _Found(loss, log_weights, num_nonfinite, grads)
+        loss, log_weights, num_nonfinite, draws, *grads = self._run(
+            *values, tally, _batch_last(noise)
+        )
+        return _Found(loss, log_weights, num_nonfinite, draws, grads)
 
     def _flat(self, number: int) -> Callable:
         """The step as a function of tensors to tensors: nested ones cost time at every call."""
@@ -190,10 +208,11 @@ class _Step:
             tally = tally.detach().requires_grad_()
             state = dict(zip(self._state, values, strict=False))
             inputs = values[len(state) :]
-            found = functional_call(self._whole, state, (noise, inputs, tally))
+            found, draws = functional_call(self._whole, state, (noise, inputs, tally))
             leaves = [*(v for v in values if v.requires_grad), tally]
             grads = torch.autograd.grad(found.loss, leaves, allow_unused=True)
-        return _Found(found.loss.detach(), found.log_weights, found.num_nonfinite, list(grads))
+        loss = found.loss.detach()
+        return _Found(loss, found.log_weights, found.num_nonfinite, draws, list(grads))
 
     def _values(self) -> list[Tensor]:
         return [*self._state.values(), *self._program.inputs()]
@@ -203,7 +222,7 @@ class _Step:
 
 
 class _Whole(nn.Module):
-    """Flow, model and objective as one module."""
+    """Flow, model and objective as one module, which returns what it drew too."""
 
     def __init__(
         self, bijector: Bijector, program: Program, score_weight: float, tail_weight: float
@@ -213,18 +232,28 @@ class _Whole(nn.Module):
         self.__dict__["_program"] = program
         self._weights = {"score_weight": score_weight, "tail_weight": tail_weight}
 
-    def forward(self, noise: Tensor, inputs: list[Tensor], tally: Tensor) -> Surrogate:
+    def forward(
+        self, noise: Tensor, inputs: list[Tensor], tally: Tensor
+    ) -> tuple[Surrogate, Tensor]:
+        draws = []
+
         def log_density(u: Tensor) -> Tensor:
+            draws.append(u.detach())
             return self._program.fn(u, inputs)
 
-        return flow_surrogate(self.bijector, log_density, noise, tally=tally, **self._weights)
+        found = flow_surrogate(self.bijector, log_density, noise, tally=tally, **self._weights)
+        return found, draws[0]
 
 
-def _slots(module: nn.Module) -> Iterator[tuple[dict, str, Any]]:
-    """Where a module keeps its parts, and what they are."""
-    for part in module.modules():
-        for place in (part._parameters, part._buffers, part._modules):
-            yield from ((place, name, value) for name, value in place.items())
+def _slots(module: nn.Module) -> tuple[tuple[dict, ...], tuple[str, ...], tuple[Any, ...]]:
+    """Where a module keeps its parts, by which names, and what they are."""
+    slots = [
+        (place, name, value)
+        for part in module.modules()
+        for place in (part._parameters, part._buffers, part._modules)
+        for name, value in place.items()
+    ]
+    return tuple(zip(*slots, strict=True))
 
 
 @torch.no_grad()
@@ -256,7 +285,10 @@ class _Differentiated(torch.autograd.Function):
 def _compile(graph: fx.GraphModule, inputs: list[Any]) -> Callable:
     import torch._inductor  # here: it is slow to import
 
-    options = {"fallback_random": True}  # the numbers that eager steps would draw
+    options = {
+        "fallback_random": True,  # the numbers that eager steps would draw
+        "max_fusion_size": _MAX_FUSION_SIZE,
+    }
     if inputs[-1].is_cuda:
         options["triton.cudagraphs"] = True
     with warnings.catch_warnings():  # the compiler warns of its own parts
@@ -264,19 +296,19 @@ def _compile(graph: fx.GraphModule, inputs: list[Any]) -> Callable:
         return torch._inductor.compile(graph, inputs, options=options)
 
 
+def _batch_last(noise: Tensor) -> Tensor:
+    """The same numbers, in memory as the flow keeps them: loops over them are not interrupted."""
+    return noise.mT.contiguous().mT
+
+
 def _tally_like(noise: Tensor) -> Tensor:
     return torch.zeros((), dtype=torch.float32, device=noise.device, requires_grad=True)
 
 
-@torch.no_grad()
-def _draws(bijector: Bijector, noise: Tensor) -> Tensor:
-    return bijector.forward_and_log_det(noise)[0]
-
-
 def _compare(eager: _Found, compiled: _Found) -> None:
     """Raise unless the compiled step gives the loss and the gradients of the eager one."""
-    pairs = [(eager[0], compiled[0]), *zip(eager[3], compiled[3], strict=True)]
-    size = max(float(g.abs().max()) for g in eager[3] if g is not None and g.numel())
+    pairs = [(eager.loss, compiled.loss), *zip(eager.grads, compiled.grads, strict=True)]
+    size = max(float(g.abs().max()) for g in eager.grads if g is not None and g.numel())
     for i, (expected, got) in enumerate(pairs):
         if expected is None or got is None:
             if expected is not got:

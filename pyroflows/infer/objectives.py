@@ -206,7 +206,8 @@ class PathELBO(Trace_ELBO):
         guide._prepare(args, kwargs)
         log_density = self._log_density(model, guide, args, kwargs)
         # Pyro's param store is of use to handlers only, and keeping it costs a tenth of a step.
-        posterior = guide.get_posterior() if am_i_wrapped() else guide.unregistered_posterior()
+        wrapped = am_i_wrapped()
+        bijector = guide.get_posterior().bijector if wrapped else guide.unregistered_bijector()
         # Each rank takes its part of draws that are the same on all of them.
         noise = torch.randn(
             self.ranks.size,
@@ -218,7 +219,7 @@ class PathELBO(Trace_ELBO):
         weights = (self.score_weight, self.tail_weight)
         if not torch.is_grad_enabled():
             weights = (1.0, 0.0)  # needs no derivatives
-        return FlowBatch(posterior.bijector, log_density, noise, *weights, self._tally_like(noise))
+        return FlowBatch(bijector, log_density, noise, *weights, self._tally_like(noise))
 
     def _is_one_graph(self) -> bool:
         """Whether a step may be taken as a whole, with nobody else looking or taking part."""

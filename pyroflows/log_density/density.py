@@ -127,7 +127,7 @@ class LogDensity:
             self._num_undecided += 1
             if len(u) > 1 or self._num_undecided > _UNDECIDED_CALLS:
                 self.check(probe_points(u))
-        program = None if is_heard() else self._programs.find(u, self.method)
+        program = None if is_heard() else self._programs.find(u.shape, u, self.method, lambda: u)
         values = None if program is None else self._programs.run(program, u)
         return self._by_handlers(u) if values is None else values
 
@@ -149,10 +149,17 @@ class LogDensity:
         """
         if like is None:
             like = torch.zeros((), device=self._device()) if self._seen is None else self._seen[0]
-        known = self._seen if self._seen is not None else like.new_zeros(1, self.latents.dim)
         if self.method is None:
-            self.check(probe_points(known.to(like)))
-        return self._programs.find(spread(known.to(like), num_points), self.method, now=True)
+            self.check(probe_points(self._known(like)))
+        shape = torch.Size((num_points, self.latents.dim))
+        return self._programs.find(
+            shape, like, self.method, lambda: spread(self._known(like), num_points), now=True
+        )
+
+    def _known(self, like: Tensor) -> Tensor:
+        """Points that the model was run at, or else one."""
+        seen = like.new_zeros(1, self.latents.dim) if self._seen is None else self._seen
+        return seen.to(like)
 
     def _device(self) -> torch.device | None:
         """The device of the model's data, if they tell it."""

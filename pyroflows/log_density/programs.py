@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pyro
 import torch
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.runtime import _PYRO_STACK
-from torch import Tensor
+from torch import Size, Tensor
 
 from .recording import NotTraceable
 from .runs import JointRuns
@@ -48,20 +49,30 @@ class Programs:
         """Whether some graph is in use."""
         return bool(self._programs)
 
-    def find(self, u: Tensor, method: str | None, *, now: bool = False) -> Program | None:
+    def find(
+        self,
+        shape: Size,
+        like: Tensor,
+        method: str | None,
+        points: Callable[[], Tensor],
+        *,
+        now: bool = False,
+    ) -> Program | None:
         """The graph for such points, or ``None`` where the model itself is to be run.
 
         Args:
-            u: Points, shape ``(K, D)``.
+            shape: Shape of the points, ``(K, D)``.
+            like: A tensor of their dtype and device.
             method: How the model is run for many points.
+            points: Makes such points, to take a graph at.
             now: Whether to take a graph at once, not only when points come again and again.
         """
         if self.reason or method not in ("vmap", "plate"):
             return None
-        _, arguments = arguments_of(self._runs)
-        key = (method, u.shape, u.dtype, u.device, torch.get_default_dtype(), arguments)
+        data, arguments = arguments_of(self._runs)
+        key = (method, shape, like.dtype, like.device, torch.get_default_dtype(), arguments)
         program = self._programs.get(key)
-        if program is not None and program.is_current():
+        if program is not None and program.is_current(data):
             return program
         if program is not None:
             self._count_change()
@@ -71,7 +82,7 @@ class Programs:
         self._num_asked[key] = self._num_asked.get(key, 0) + 1
         if self.reason or (self._num_asked[key] < _WORTH_IT and not now) or _is_transformed():
             return None
-        return self._take(key, u, method)
+        return self._take(key, points(), method)
 
     def run(self, program: Program, u: Tensor) -> Tensor | None:
         """Evaluate a graph, and compare it with the model at calls 2, 10, 50, 100, 150, ...

@@ -81,10 +81,14 @@ class Program:
         """Return log densities ``(K)`` of points ``(K, D)`` for the live tensors of now."""
         return self.graph(u, *self.inputs())
 
-    def is_current(self) -> bool:
-        """Whether nothing that the model was seen to read beside tensors has changed."""
+    def is_current(self, data: list[Tensor] | None = None) -> bool:
+        """Whether nothing that the model was seen to read beside tensors has changed.
+
+        Args:
+            data: The tensors in the model's arguments, where they are at hand.
+        """
         if self._bound:
-            data, _ = arguments_of(self._runs)
+            data = arguments_of(self._runs)[0] if data is None else data
             pairs = zip(data, self._bound, strict=True)
             if any(now is not then or now._version != v for now, (then, v) in pairs):
                 return False

@@ -1,4 +1,4 @@
-"""Which spline kernels serve: those of Triton on a CUDA device where they are proven, else eager.
+"""Which spline kernels serve: for a compiler, of Triton on CUDA where they are proven, or eager.
 
 Triton comes with builds of torch for CUDA; nothing here needs it, and it is imported when used.
 Before their first use with a dtype and settings, its kernels are held against the eager ones on the
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from .fused import State
+from .fused import State, is_for_a_compiler
 from .spline_kernel import Box, SplineState
+from .spline_unrolled import UnrolledBox
 
 if TYPE_CHECKING:
     from .triton_spline import TritonBox
@@ -32,7 +33,11 @@ _reported: set[str] = set()
 
 def kernels_for(box: Box, value: Tensor, raws: Tensor) -> Box | TritonBox:
     """The kernels that evaluate these scalars, ``(N)``, and raw parameters, ``(P, N)``."""
-    if box.num_bins > _MOST_BINS or not _may_launch(value, raws):
+    if box.num_bins > _MOST_BINS:
+        return box
+    if is_for_a_compiler():
+        return UnrolledBox(*box)
+    if not _may_launch(value, raws):
         return box
     key = box, value.dtype, value.device
     if key not in _decided:
@@ -46,6 +51,8 @@ def restored(box: Box, state: State) -> tuple[Box | TritonBox, State]:
     """The kernels that a state belongs to, and the state as they take it."""
     if len(state) == len(SplineState._fields):
         return box, SplineState(*state)
+    if is_for_a_compiler():
+        return UnrolledBox(*box), state
     if _may_launch(*state[:2]):
         from .triton_spline import TritonBox
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Box", "SplineState"]
+__all__ = ["Bin", "Box", "SplineState", "bounded_exp"]
 
 
 class SplineState(NamedTuple):
@@ -40,7 +40,7 @@ class SplineState(NamedTuple):
     slope: Tensor
 
 
-class _Bin(NamedTuple):
+class Bin(NamedTuple):
     """Where values are: the first fields of the state, and the slopes at the ends of the bin."""
 
     by_raw: Tensor
@@ -72,10 +72,9 @@ class Box(NamedTuple):
     limit: float
 
     def forward(self, x: Tensor, raws: Tensor) -> tuple[Tensor, Tensor, SplineState]:
-        value, found = self._find(x, raws, axis=0)
-        state = found.at((value - found.left[0]).div_(found.size[0]).clamp_(0, 1))
-        y = torch.addcmul(found.left[1], found.size[1], state.fraction).sub_(self.bound)
-        inside = found.inside
+        state = self._at(x, raws)
+        y = torch.addcmul(state.left[1], state.size[1], state.fraction).sub_(self.bound)
+        inside = state.inside
         return torch.where(inside, y, x), torch.where(inside, state.slope.log(), 0), state
 
     def inverse(self, y: Tensor, raws: Tensor) -> tuple[Tensor, Tensor, SplineState]:
@@ -101,24 +100,37 @@ class Box(NamedTuple):
     ) -> tuple[Tensor, Tensor]:
         """Cotangents of the value and of the log-slope, (N), as those of x and the raws, (P, N)."""
         by_bin = state.z.new_zeros(6, len(state.z))
+        grad_x = self._pull_to_bin(state, grad_y, grad_log, by_bin.unbind())
+        return grad_x, self._pull_to_raws(state, by_bin)
+
+    def _pull_to_bin(
+        self,
+        state: SplineState,
+        grad_y: Tensor | None,
+        grad_log: Tensor | None,
+        by_bin: tuple[Tensor, ...],
+    ) -> Tensor:
+        """Add to cotangents of left ends, sizes and slopes of the bin; return that of x."""
         square, fall = state.z * state.z, torch.rsub(state.t, 1, alpha=2)
         if grad_y is not None:
             inner = torch.where(state.inside, grad_y, 0)
-            _add_value(state, square, fall, inner, by_bin.unbind())
+            _add_value(state, square, fall, inner, by_bin)
         if grad_log is not None:
             inner = torch.where(state.inside, grad_log, 0)
-            _add_log_slope(state, square, fall, inner, by_bin.unbind())
+            _add_log_slope(state, square, fall, inner, by_bin)
         grad_x = -by_bin[0]  # moving the value, not the bin
-        if grad_y is not None:
-            grad_x = torch.where(state.inside, grad_x, grad_y)
-        return grad_x, self._pull_to_raws(state, by_bin)
+        return grad_x if grad_y is None else torch.where(state.inside, grad_x, grad_y)
 
-    def _find(self, value: Tensor, raws: Tensor, axis: int) -> tuple[Tensor, _Bin]:
+    def _at(self, x: Tensor, raws: Tensor) -> SplineState:
+        value, found = self._find(x, raws, axis=0)
+        return found.at((value - found.left[0]).div_(found.size[0]).clamp_(0, 1))
+
+    def _find(self, value: Tensor, raws: Tensor, axis: int) -> tuple[Tensor, Bin]:
         """Move values from [-B, B] to [0, 2B], and find their bins; others go to the middle."""
         num_bins = self.num_bins
         inside = value.abs() < self.bound
         value = torch.where(inside, value, 0).add_(self.bound)
-        weights, by_raw = _bounded_exp(raws[: 2 * num_bins], self.limit / 2)
+        weights, by_raw = bounded_exp(raws[: 2 * num_bins], self.limit / 2)
         weights, by_raw = (v.view(2, num_bins, -1) for v in (weights, by_raw))
         sums = _running_sums(weights)
         per = sums[:, -1] / (2 * self.bound)
@@ -133,8 +145,8 @@ class Box(NamedTuple):
         ends = torch.zeros_like(raws[: num_bins + 1])
         ends[1:-1] = raws[2 * num_bins :]
         ends = ends.gather(0, torch.stack([index, index + 1]))
-        slopes, slope_by_raw = _bounded_exp(ends, self.limit)
-        return value, _Bin(by_raw, per, inside, index, left, size, slope_by_raw, slopes)
+        slopes, slope_by_raw = bounded_exp(ends, self.limit)
+        return value, Bin(by_raw, per, inside, index, left, size, slope_by_raw, slopes)
 
     def _pull_to_raws(self, state: SplineState, by_bin: Tensor) -> Tensor:
         """Cotangents of the left ends, sizes and slopes of bins, (6, N), as those of the raws."""
@@ -159,7 +171,7 @@ class Box(NamedTuple):
         return out
 
 
-def _bounded_exp(raws: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+def bounded_exp(raws: Tensor, limit: float) -> tuple[Tensor, Tensor]:
     """The exponential of softly bounded raws, and its derivative."""
     soft = torch.rsub(raws.abs(), 1, alpha=-1 / limit)
     value = (raws / soft).exp_()
