@@ -283,8 +283,6 @@ class _Differentiated(torch.autograd.Function):
 
 
 def _compile(graph: fx.GraphModule, inputs: list[Any]) -> Callable:
-    import torch._inductor  # here: it is slow to import
-
     options = {
         "fallback_random": True,  # the numbers that eager steps would draw
         "max_fusion_size": _MAX_FUSION_SIZE,
@@ -292,7 +290,10 @@ def _compile(graph: fx.GraphModule, inputs: list[Any]) -> Callable:
     if inputs[-1].is_cuda:
         options["triton.cudagraphs"] = True
     with warnings.catch_warnings():  # the compiler warns of its own parts
-        warnings.simplefilter("ignore", FutureWarning)
+        for kind in (DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", kind)
+        import torch._inductor  # here: it is slow to import
+
         return torch._inductor.compile(graph, inputs, options=options)
 
 

@@ -171,7 +171,9 @@ class _DropNonfinite(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        finite = torch.isfinite(grad).all(-1, keepdim=True)
+        # Zero times what is not finite is NaN, and so is any sum with it. As a product with ones,
+        # because compilers fuse a row's reduction with what follows, and err for some layouts.
+        finite = (grad * 0) @ grad.new_ones(grad.shape[-1], 1) == 0
         return torch.where(finite, grad, 0), (~finite).sum().to(ctx.tally_dtype)
 
 
