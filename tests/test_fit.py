@@ -121,7 +121,7 @@ def test_a_guide_that_starts_close_does_not_explore_and_takes_small_steps():
 def test_a_guide_that_starts_near_explores_for_the_warm_up_alone():
     far, near = (Schedule(None, None, tolerance=0.01) for _ in range(2))
     short = Schedule(20, None, tolerance=0.01)
-    for schedule, spread in ((far, 3.0), (near, 0.8), (short, 0.8)):
+    for schedule, spread in ((far, 10.0), (near, 1.5), (short, 1.5)):
         schedule.start_from(spread)
     for step, expected in ((49, [1.0, 1.0]), (50, [1.0, 0.0])):
         for schedule in (far, near):
