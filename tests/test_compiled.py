@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from pyroflows import AutoFlow, PathELBO, energy_model, fit_guide
 from pyroflows.infer import compiled
+from pyroflows.infer.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("_double")
 SMALL = {"num_layers": 1, "hidden_dims": (4,)}
@@ -112,6 +113,19 @@ def test_a_fit_tells_that_it_was_compiled():
     assert_close(fits[1].losses, fits[0].losses)
     assert "compiled" in str(fits[1])
     assert "compiled" not in str(fits[0])
+
+
+def test_exploring_that_is_brief_is_not_compiled(monkeypatch: pytest.MonkeyPatch):
+    graphs = []
+    monkeypatch.setattr(compiled, "_compile", lambda graph, inputs: graphs.append(graph) or graph)
+    monkeypatch.setattr(Schedule, "start_from", lambda self, spread: None)  # wherever it starts
+    target = energy_model(lambda x: -x.square().sum(-1) / 2, 2)
+    options = {"num_particles": 16, "progress_bar": False, "num_diagnostic_samples": 0}
+    for num_steps, kinds in ((60, 1), (400, 2)):
+        guide = AutoFlow(target, "nsf", model_args=(), init="point", **SMALL)
+        fit_guide(target, guide, num_steps=num_steps, compile=True, seed=0, **options)
+        assert len(graphs) == kinds
+        graphs.clear()
 
 
 def test_what_cannot_be_recorded_is_said_and_run_eagerly():

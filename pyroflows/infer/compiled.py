@@ -36,9 +36,11 @@ class CompiledSteps:
     Attributes:
         seconds: What recording and compiling took.
         reason: Why steps are not compiled (any more), or nothing.
+        paused: Whether steps of now are too few to compile them.
     """
 
     def __init__(self) -> None:
+        self.paused = False
         self.seconds = 0.0
         self.reason = ""
         self._num_compiled = 0
@@ -68,7 +70,7 @@ class CompiledSteps:
 
         With ``add_gradients`` they are added to the parameters at once, without a backward pass.
         """
-        if self.reason:
+        if self.reason or self.paused:
             return None
         try:
             step = self._find(bijector, log_density, noise, score_weight, tail_weight)

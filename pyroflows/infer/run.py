@@ -108,6 +108,8 @@ class Run:
         factor = self.schedule.factor(len(self.losses), self._elapsed)
         if self.explores:
             self.loss.score_weight = self.schedule.score_weight
+            if self.loss.compiled is not None:
+                self.loss.compiled.paused = self.schedule.explores_briefly
             if self.weighs_tails:
                 self.loss.tail_weight = 1.0 - self.schedule.score_weight
         loss = self.stepper.step(factor)

@@ -14,6 +14,7 @@ _WARM_UP_FRACTION = 0.1  # of a run too short for the whole warm-up
 _CLOSE = 0.3  # nats of spread in the log weights, a KL of about 0.05
 _NEAR = 3.0  # the same: the right place and width, with other tails
 _EXPLORE_FRACTION = 0.3  # of a run at most
+_BRIEF = 100  # steps
 _DECAY_FRACTION = 0.3  # of a run whose length is known
 _DECAY_PER_STEP = 0.5  # of the steps so far, in a run that stops when it has converged
 _WINDOW = 100
@@ -76,6 +77,12 @@ class Schedule:
     def score_weight(self) -> float:
         """The weight of the score in the gradient: one while exploring, then zero."""
         return 1.0 if self._explores else 0.0
+
+    @property
+    def explores_briefly(self) -> bool:
+        """Whether it explores, for so few steps that nothing is worth preparing for them."""
+        of_run = math.inf if self.max_steps is None else _EXPLORE_FRACTION * self.max_steps
+        return self._explores and min(self._explore_steps, of_run) <= _BRIEF
 
     @property
     def last_step(self) -> int | None:
