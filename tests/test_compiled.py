@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import time
 
 import pyro
 import pyro.distributions as dist
@@ -12,6 +13,7 @@ from torch.testing import assert_close
 
 from pyroflows import AutoFlow, PathELBO, energy_model, fit_guide
 from pyroflows.infer import compiled
+from pyroflows.infer.progress import Progress
 from pyroflows.infer.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("_double")
@@ -113,6 +115,34 @@ def test_a_fit_tells_that_it_was_compiled():
     assert_close(fits[1].losses, fits[0].losses)
     assert "compiled" in str(fits[1])
     assert "compiled" not in str(fits[0])
+
+
+def test_compiling_is_shown_and_counts_for_no_step(monkeypatch: pytest.MonkeyPatch, capsys):
+    def slow(graph, inputs):
+        time.sleep(0.5)
+        return graph
+
+    monkeypatch.setattr(compiled, "_compile", slow)
+    target = energy_model(lambda x: -x.square().sum(-1) / 2, 2)
+    guide = AutoFlow(target, "affine", model_args=())
+    options = {"num_steps": 20, "num_particles": 8, "num_diagnostic_samples": 0}
+    fit = fit_guide(target, guide, compile=True, **options)
+    assert fit.compile_seconds > 0.5
+    assert fit.seconds_per_step == pytest.approx((fit.seconds - fit.compile_seconds) / 20)
+    shown = capsys.readouterr().err
+    assert "compiling" in shown
+    assert "nan" not in shown
+
+
+def test_a_bar_leaves_out_work_between_steps():
+    bar = Progress(True, "fit", Schedule(10, None, 0.0))
+    bar.resume(4)
+    bar.begin("compiling")
+    started = bar._bar.start_t
+    bar.end(100.0)
+    assert bar._bar.start_t == started + 100
+    assert (bar._bar.n, bar._bar.initial) == (4, 4)
+    bar.close([1.0] * 4, 0.1)
 
 
 def test_exploring_that_is_brief_is_not_compiled(monkeypatch: pytest.MonkeyPatch):

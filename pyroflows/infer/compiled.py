@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from operator import is_
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,6 +27,14 @@ _MAX_COMPILATIONS = 8
 _MAX_FUSION_SIZE = 1024  # operations of a kernel: all of a spline, way back included
 
 
+class Listener(Protocol):
+    """Someone who shows what takes long."""
+
+    def begin(self, work: str) -> None: ...
+
+    def end(self, seconds: float) -> None: ...
+
+
 class CompiledSteps:
     """Compiled steps, one for each kind of gradient, of one flow and one model.
 
@@ -37,10 +46,12 @@ class CompiledSteps:
         seconds: What recording and compiling took.
         reason: Why steps are not compiled (any more), or nothing.
         paused: Whether steps of now are too few to compile them.
+        listener: Is told when compiling begins and ends, if there is one.
     """
 
     def __init__(self) -> None:
         self.paused = False
+        self.listener: Listener | None = None
         self.seconds = 0.0
         self.reason = ""
         self._num_compiled = 0
@@ -49,6 +60,8 @@ class CompiledSteps:
     def __str__(self) -> str:
         if self.reason:
             return f"Steps were not compiled, or not to the end: {self.reason}."
+        if not self.seconds:
+            return "Steps were not compiled: there were too few of them."
         return f"Steps were compiled, which took {self.seconds:.1f} s of that."
 
     def __reduce__(self) -> tuple:
@@ -107,12 +120,24 @@ class CompiledSteps:
                     "takes a new compilation (use one PathELBO for each guide)"
                 )
                 return None
-            start = perf_counter()
             step = _Step(bijector, program, score_weight, tail_weight)
-            step.compile(noise)
+            with self._timed():
+                step.compile(noise)
             self._steps[key] = step
-            self.seconds += perf_counter() - start
         return step
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = perf_counter()
+        if self.listener is not None:
+            self.listener.begin("compiling, which may take minutes")
+        try:
+            yield
+        finally:
+            seconds = perf_counter() - start
+            self.seconds += seconds
+            if self.listener is not None:
+                self.listener.end(seconds)
 
     def _give_up(self, reason: str) -> None:
         self.reason = reason

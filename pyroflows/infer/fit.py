@@ -94,9 +94,10 @@ def fit_guide(
         chunk_size: Draws that go through flow and model together, for less memory: the step is
             that of all ``num_particles``, to rounding.
         compile: Whether the steps of an :class:`~pyroflows.AutoFlow` are recorded and compiled,
-            flow and model together: two or three times as fast, after a start of up to a minute,
-            which pays for long fits. It needs a C++ compiler on CPU. What cannot be compiled is
-            run eagerly, with a warning.
+            flow and model together: a step takes a third to two thirds of its time, after a start
+            of half a minute to two minutes in each fit, as much as some thousands of steps. So it
+            pays for large models, many particles and long fits. It needs a C++ compiler on CPU.
+            What cannot be compiled is run eagerly, with a warning.
         checkpoint: A file that is written now and then and at the end, whatever ends the fit.
             Where it exists, the same call goes on from it, to the same numbers as a fit left
             alone; one of another fit is refused. ``torch.load(weights_only=True)`` reads it.
@@ -291,6 +292,7 @@ def _collect(run: Run, guide: Callable, loss: Any, seed: int | None, ranks: Rank
         vectorized=getattr(loss, "vectorized", getattr(loss, "vectorize_particles", None)),
         seed=seed,
         compilation=str(getattr(loss, "compiled", None) or ""),
+        compile_seconds=getattr(getattr(loss, "compiled", None), "seconds", 0.0),
     )
 
 

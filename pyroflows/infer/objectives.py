@@ -66,8 +66,8 @@ class PathELBO(Trace_ELBO):
             a chunk. Only :meth:`loss_and_grads`, which ``SVI`` and ``fit_guide`` call, keeps to it.
 
         compile: Whether a flow's steps are recorded and compiled, model and all derivatives
-            included: two or three times as fast after a start of up to a minute. Where that cannot
-            be done, steps are eager, with a warning that says why.
+            included: a step takes a third to two thirds of its time, after a start of half a minute
+            to two minutes. Where it cannot be done, steps are eager, with a warning that says why.
 
     Attributes:
         compiled: The compiled steps, with their ``seconds`` and ``reason``; ``None`` without.

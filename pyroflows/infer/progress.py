@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from time import perf_counter
 
 from .schedule import Schedule, mean_and_error
@@ -37,6 +38,22 @@ class Progress:
         self._written_at = perf_counter()
         self._write(losses, learning_rate)
 
+    def resume(self, num_steps: int) -> None:
+        """Go on from so many steps, which took none of this bar's time."""
+        if self._bar is not None:
+            self._bar.initial = self._bar.n = self._bar.last_print_n = num_steps
+
+    def begin(self, work: str) -> None:
+        """Show work between steps that takes long."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(work)
+
+    def end(self, seconds: float) -> None:
+        """Leave such work out of what a step takes, as there is no more of it to come."""
+        if self._bar is not None:
+            self._bar.start_t += seconds
+            self._bar.last_print_t += seconds
+
     def close(self, losses: list[float], learning_rate: float) -> None:
         """Show the last state and leave it there."""
         if self._bar is not None:
@@ -46,8 +63,9 @@ class Progress:
     def _write(self, losses: list[float], learning_rate: float) -> None:
         mean, error = mean_and_error(losses[-_SMOOTHED_OVER:])
         self._bar.total = self._schedule.last_step
+        noise = "" if math.isnan(error) else f" ± {error:.2g}"
         self._bar.set_postfix_str(
-            f"ELBO {-mean:.4g} ± {error:.2g}, lr {learning_rate:.1e}, {self._schedule.phase}",
+            f"ELBO {-mean:.4g}{noise}, lr {learning_rate:.1e}, {self._schedule.phase}",
             refresh=False,
         )
         self._bar.update(len(losses) - self._bar.n)

@@ -42,6 +42,7 @@ class GuideFit:
         note: Why there are no diagnostics, or fewer draws in them than were asked for.
         num_processes: Processes that shared the steps.
         compilation: What became of ``compile=True``, and how long it took, in words.
+        compile_seconds: What compiling took of ``seconds``.
     """
 
     guide: Callable
@@ -59,6 +60,7 @@ class GuideFit:
     note: str = ""
     num_processes: int = 1
     compilation: str = ""
+    compile_seconds: float = 0.0
 
     @property
     def num_steps(self) -> int:
@@ -67,8 +69,8 @@ class GuideFit:
 
     @property
     def seconds_per_step(self) -> float:
-        """What a step took on average, the preparation of the first included."""
-        return self.seconds / max(self.num_steps, 1)
+        """What a step took on average, the preparation of the first included, not compiling."""
+        return (self.seconds - self.compile_seconds) / max(self.num_steps, 1)
 
     @property
     def elbo(self) -> float:

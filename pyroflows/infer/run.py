@@ -68,6 +68,7 @@ class Run:
         self._elapsed = 0.0
         self._checkpoint: Checkpoint | None = None
         self._mark: tuple[int, dict, Any] = (0, {}, 0)
+        self._tell(progress)
 
     def train(self, guide: Callable, checkpoint: Checkpoint | None = None) -> None:
         """Step until there is a reason to stop; go on from a file where there is one.
@@ -101,6 +102,7 @@ class Run:
             self._save()
             rate = self.stepper.learning_rate
             self.stepper.close()
+            self._tell(None)
             self.progress.close(self.losses, rate)
             self.seconds = perf_counter() - self.started
 
@@ -123,6 +125,11 @@ class Run:
         self.progress.update(self.losses, self.learning_rates[-1])
         if self._checkpoint is not None and self._checkpoint.due():
             self._save()
+
+    def _tell(self, listener: Progress | None) -> None:
+        """Let the bar know of work between steps."""
+        if isinstance(self.loss, PathELBO) and self.loss.compiled is not None:
+            self.loss.compiled.listener = listener
 
     def _look_at_clock(self) -> None:
         """Seconds so far; those of rank 0 where something is decided by them."""
@@ -183,6 +190,7 @@ class Run:
 
     def _load(self, state: dict[str, Any]) -> None:
         self.losses = list(state["losses"])
+        self.progress.resume(len(self.losses))
         self.learning_rates = list(state["learning_rates"])
         self.started = perf_counter() - state["seconds"]
         self.stop_reason = state["stop_reason"]
