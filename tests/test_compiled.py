@@ -1,5 +1,6 @@
 """Compiled steps: the numbers of eager ones, live tensors, and a word where it cannot be done."""
 
+import contextlib
 import copy
 import pickle
 import time
@@ -143,6 +144,67 @@ def test_a_bar_leaves_out_work_between_steps():
     assert bar._bar.start_t == started + 100
     assert (bar._bar.n, bar._bar.initial) == (4, 4)
     bar.close([1.0] * 4, 0.1)
+
+
+@pytest.mark.parametrize("flow", ["maf", "nsf", "affine"])
+@pytest.mark.parametrize("num_steps", [12, 400])
+def test_a_compiled_fit_is_the_eager_one(flow: str, num_steps: int):
+    """With the fused Adam, which reads gradients from end to end; exploring briefly, or not."""
+    target = energy_model(lambda x: -(x - 1).square().sum(-1) - (x**4).sum(-1), 3)
+    options = {"num_steps": num_steps, "num_particles": 16, "num_diagnostic_samples": 0, "seed": 0}
+    fits = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        guide = AutoFlow(target, flow, model_args=(), **({} if flow == "affine" else SMALL))
+        if num_steps > 100:  # enough for exploring to be compiled, not more
+            options["optimizer"] = lambda params: _Ends(params, after=20)
+        with contextlib.suppress(StopIteration):
+            fit_guide(target, guide, compile=compile, progress_bar=False, **options)
+        fits.append(list(guide.parameters()))
+    assert_close(*fits)
+
+
+class _Ends(torch.optim.Adam):
+    """The default optimizer, for some steps."""
+
+    def __init__(self, params, after: int) -> None:
+        super().__init__(params, lr=1e-2, fused=True)
+        self._left = after
+
+    def step(self, closure=None):
+        if self._left == 0:
+            raise StopIteration
+        self._left -= 1
+        return super().step(closure)
+
+
+def parameters_alike() -> None:
+    one = pyro.param("one", torch.zeros(5))
+    other = pyro.param("other", torch.zeros(5))
+    a, b = pyro.param("a", torch.tensor(0.1)), pyro.param("b", torch.tensor(0.2))
+    x = pyro.sample("x", dist.Normal(a + b, 1.0).expand([3]).to_event(1))
+    pyro.factor("f", -(x**4).sum(-1) + 2 * one.sum() + 3 * other.sum())
+
+
+def test_gradients_belong_to_one_parameter_alone():
+    results = []
+    for compile in (False, True):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        guide = AutoFlow(parameters_alike, "affine", model_args=())
+        loss = PathELBO(32, compile=compile)
+        loss.loss_and_grads(parameters_alike, guide)
+        leaves = [pyro.param(n).unconstrained() for n in ("one", "other", "a", "b")]
+        for leaf in leaves:
+            leaf.grad = None
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            loss.loss_and_grads(parameters_alike, guide)
+        results.append([leaf.grad.clone() for leaf in leaves])
+        torch.nn.utils.clip_grad_norm_(leaves, 0.1)
+        torch.optim.Adam(leaves, lr=0.1, fused=True).step()
+        results[-1] += [leaf.detach() for leaf in leaves]
+    assert_close(*results)
 
 
 def test_exploring_that_is_brief_is_not_compiled(monkeypatch: pytest.MonkeyPatch):

@@ -238,8 +238,9 @@ class _Step:
             found, draws = functional_call(self._whole, state, (noise, inputs, tally))
             leaves = [*(v for v in values if v.requires_grad), tally]
             grads = torch.autograd.grad(found.loss, leaves, allow_unused=True)
+        grads = [None if g is None else g.contiguous() for g in grads]
         loss = found.loss.detach()
-        return _Found(loss, found.log_weights, found.num_nonfinite, draws, list(grads))
+        return _Found(loss, found.log_weights, found.num_nonfinite, draws, grads)
 
     def _values(self) -> list[Tensor]:
         return [*self._state.values(), *self._program.inputs()]
@@ -285,9 +286,21 @@ def _slots(module: nn.Module) -> tuple[tuple[dict, ...], tuple[str, ...], tuple[
 
 @torch.no_grad()
 def _add(leaves: list[Tensor], grads: list[Tensor | None]) -> None:
+    """As autograd does: each gradient is its parameter's alone, and laid out in memory as it is.
+
+    Fused optimisers read memory from end to end, whatever the strides.
+    """
+    taken = set()
     for leaf, grad in zip(leaves, grads, strict=True):
-        if grad is not None:
-            leaf.grad = grad if leaf.grad is None else leaf.grad.add_(grad)
+        if grad is None:
+            continue
+        if leaf.grad is not None:
+            leaf.grad.add_(grad)
+            continue
+        place = grad.data_ptr()
+        is_own = grad.stride() == leaf.stride() and place not in taken and not grad.is_cuda
+        leaf.grad = grad if is_own else torch.empty_like(leaf).copy_(grad)
+        taken.add(place)
 
 
 class _Differentiated(torch.autograd.Function):

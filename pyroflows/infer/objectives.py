@@ -161,7 +161,9 @@ class PathELBO(Trace_ELBO):
             found = self.compiled(**batch._asdict(), add_gradients=True)
             if found is not None:
                 return self._booked(found).item()
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+            loss = self._booked(shared_surrogate(batch, self.ranks))  # of the same draws
+        else:
+            loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
         return loss.item()
