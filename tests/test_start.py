@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -264,3 +265,70 @@ def test_a_model_run_one_point_at_a_time_starts_with_few_runs(model, loc, scale,
     draws = guide.get_posterior().sample((4000,))
     assert_close(draws[:, 0].mean().item(), loc, atol=0.2 * scale, rtol=0)
     assert_close(draws[:, 0].std().item(), scale, rtol=0.2, atol=0)
+
+
+def double_moon(x):
+    r = x.norm(dim=-1)
+    left, right = (-0.5 * ((x[..., 0] - side) / 0.3).square() for side in (-2, 2))
+    return -0.5 * ((r - 2) / 0.2).square() + torch.logaddexp(left, right)
+
+
+def start_at(log_density, point, flow="nsf"):
+    init = pyro.infer.autoguide.initialization.init_to_value(values={"x": torch.tensor(point)})
+    return AutoFlow(energy_model(log_density, dim=len(point)), flow, init_loc_fn=init)
+
+
+@pytest.mark.parametrize("height", [0.0, 1e-3])
+def test_a_mode_flat_in_one_direction_only_starts_at_its_width(height):
+    """Across the ring the mode is 0.17 wide; along it the curvature is zero, or none in float64."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        guide = start_at(double_moon, [2.0, height])
+    draws = guide.unpack(guide.get_posterior().sample((4000,)))["x"]
+    assert_close(draws.mean(0), torch.tensor([1.97, 0.0]), atol=0.2, rtol=0)
+    assert 0.08 < draws[:, 0].std() < 0.25
+    assert 0.35 < draws[:, 1].std() < 0.9
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.6])
+def test_flat_directions_need_not_be_coordinates(angle):
+    turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+
+    def log_density(u):
+        v = u @ turn.to(u)
+        return -0.5 * (v[..., 0] / 1e-3).square() - v[..., 1].pow(4)
+
+    start = find_start(log_density, torch.zeros(1, 2).double())
+    spread = (turn.double().mT @ start.scale_tril).square().sum(-1).sqrt()
+    assert 0.5e-3 < spread[0] < 2e-3
+    assert 0.3 < spread[1] < 0.8
+
+
+def test_curvature_that_is_not_finite_at_a_point_is_taken_beside_it():
+    def log_density(u):  # The root has a gradient of NaN all along the line where it is zero.
+        across = (u[..., 0] - 2).square().sqrt()
+        return -0.5 * (across / 0.2).square() - 0.5 * (u[..., 1] - u[..., 0]).square()
+
+    point = torch.tensor([2.0, 1.0], dtype=torch.float64)
+    expected = torch.tensor([[-26.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
+    assert_close(hessian(log_density, point), expected, rtol=1e-4, atol=1e-4)
+    start = find_start(log_density, point[None])
+    assert start.scale[0].item() == pytest.approx(0.2, rel=0.05)
+
+
+class _GradientInOnePlace(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return -0.5 * x.square().sum(-1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return -x.where(x[..., :1] < 1.5, math.nan) * grad[..., None]
+
+
+def test_a_second_derivative_that_is_nowhere_finite_is_named_with_its_place():
+    told = r"fell back to .* second derivative of the log density is not finite at \(2, 0.5\)"
+    with pytest.warns(UserWarning, match=told):
+        start_at(_GradientInOnePlace.apply, [2.0, 0.5], "affine")

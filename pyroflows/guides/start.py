@@ -15,6 +15,8 @@ from .slim import Slim, slim_curvature, value_and_grad
 __all__ = ["find_start"]
 
 _STRETCHES = (0.5, 0.7, 1.0, 1.4, 2.0, 3.0)
+_HALVINGS = 48  # of a width that curvature bounded away from zero leaves far too large
+_NUMBERS_NAMED = 4
 
 
 def find_start(
@@ -62,7 +64,7 @@ def find_start(
         if best is not None:
             modes.append(best)
     if not modes:
-        return _fallback(log_density, paths)
+        return _fallback(log_density, paths, max_full_dim)
     best = max(modes, key=lambda mode: mode.elbo)
     distinct = [m for m in modes if m.mode is not None]
     others = [m for m in distinct if m is not best]
@@ -150,13 +152,25 @@ def _cover(log_density: Callable, modes: list[Start], effort: Effort) -> Start |
 
 
 def hessian(fn: Callable[[Tensor], Tensor], u: Tensor, chunk: int = 256) -> Tensor:
-    """The Hessian at one point, shape ``(D, D)``: each row is one element of a batch."""
+    """The Hessian at one point, shape ``(D, D)``: each row is one element of a batch.
+
+    Where neither derivatives nor differences of gradients are finite it is that of a point beside.
+    """
     dim = len(u)
-    rows = [
-        _hessian_rows(fn, u, torch.arange(i, min(i + chunk, dim))) for i in range(0, dim, chunk)
-    ]
-    full = torch.cat(rows)
+    for point in (u, u + _small_step(u)):
+        rows = [
+            _hessian_rows(fn, point, torch.arange(i, min(i + chunk, dim)))
+            for i in range(0, dim, chunk)
+        ]
+        full = torch.cat(rows)
+        if torch.isfinite(full).all():
+            break
     return (full + full.mT) / 2
+
+
+def _small_step(u: Tensor) -> Tensor:
+    """Where differences of gradients lose least to rounding and to the third derivative."""
+    return torch.finfo(u.dtype).eps ** (1 / 3) * (1 + u.abs())
 
 
 def _hessian_rows(fn: Callable[[Tensor], Tensor], u: Tensor, index: Tensor) -> Tensor:
@@ -167,7 +181,8 @@ def _hessian_rows(fn: Callable[[Tensor], Tensor], u: Tensor, index: Tensor) -> T
             (grad,) = torch.autograd.grad(fn(batch).sum(), batch, create_graph=True)
             picked = grad.gather(1, index[:, None]).sum()
             (rows,) = torch.autograd.grad(picked, batch)
-        if torch.isfinite(rows).all():
+        # Of a gradient that is NaN a mask may well have a derivative, which is zero.
+        if torch.isfinite(rows).all() and torch.isfinite(grad).all():
             return rows.detach()
     except RuntimeError:  # some density without a second derivative
         pass
@@ -179,7 +194,7 @@ def _differences(fn: Callable[[Tensor], Tensor], u: Tensor, index: Tensor) -> Te
 
     That of ``logaddexp`` is NaN where its two terms are far apart, as at one of two far modes.
     """
-    step = torch.finfo(u.dtype).eps ** (1 / 3) * (1 + u[index].abs())
+    step = _small_step(u)[index]
     shift = torch.zeros(len(index), len(u), dtype=u.dtype, device=u.device)
     shift.scatter_(1, index[:, None], step[:, None])
     above = value_and_grad(fn, u + shift)[1]
@@ -244,7 +259,19 @@ def _polish(log_density: Callable, u: Tensor, num_steps: int = 10) -> Tensor | N
 
 
 def _covariance_factor(precision: Tensor) -> Tensor | None:
-    """A Cholesky factor of the inverse, after making the precision positive definite.
+    """A Cholesky factor of the inverse, after making the precision positive definite."""
+    axes = _axes(precision)
+    return None if axes is None else _triangular(axes)
+
+
+def _triangular(axes: Tensor) -> Tensor:
+    """The triangular factor of axes @ axes.T, by QR so that small eigenvalues are kept."""
+    upper = torch.linalg.qr(axes.mT).R
+    return upper.mT * torch.sign(upper.diagonal())
+
+
+def _axes(precision: Tensor) -> Tensor | None:
+    """Independent directions, one a column, each as long as a standard deviation.
 
     Coordinates are scaled to unit curvature first, so that raw scales do not matter; negative
     curvature is taken by its size, and vanishing curvature is bounded away from zero.
@@ -255,10 +282,25 @@ def _covariance_factor(precision: Tensor) -> Tensor | None:
     scale = diagonal.clamp_min(1e-12 * diagonal.max().clamp_min(1e-12)).rsqrt()
     values, vectors = torch.linalg.eigh(scale[:, None] * precision * scale)
     values = values.abs().clamp_min(1e-12)
-    half = scale[:, None] * vectors * values.rsqrt()
-    # The triangular factor of half @ half.T, by QR so that small eigenvalues are kept.
-    upper = torch.linalg.qr(half.mT).R
-    return upper.mT * torch.sign(upper.diagonal())
+    return scale[:, None] * vectors * values.rsqrt()
+
+
+def _narrowed(log_density: Callable, u: Tensor, axes: Tensor) -> Tensor:
+    """Shorten each axis to where the density has fallen by half a nat, the mean of both sides.
+
+    The curvature of a valley that falls as the fourth power is zero at its bottom: it bounds no
+    width, and one stretch for all axes would make the others as narrow as this one is too wide.
+    """
+    lengths = 0.5 ** torch.arange(_HALVINGS - 1, -1, -1, dtype=u.dtype, device=u.device)
+    kept = []
+    for axis in axes.mT:
+        steps = lengths[:, None] * axis
+        with torch.no_grad():
+            sides = log_density(torch.cat([u[None], u + steps, u - steps]))
+        fall = sides[0] - sides[1:].view(2, -1).mean(0)
+        near = int((fall <= 0.5).cumprod(0).sum())  # NaN is no fall to go on from
+        kept.append(axis * lengths[max(near - 1, 0)])
+    return torch.stack(kept, dim=1)
 
 
 def _best_stretch(
@@ -266,10 +308,16 @@ def _best_stretch(
 ) -> Start | None:
     """The Gaussian at ``u``, its scale stretched by the factor with the largest ELBO."""
     if len(u) <= max_full_dim:
-        factor = _covariance_factor(-hessian(log_density, u))
-        if factor is None:
+        axes = _axes(-hessian(log_density, u))
+        if axes is None:
             return None
-        return _stretched(log_density, u, noise, "the full curvature", factor=factor)
+        kind, factor = "the full curvature", _triangular(axes)
+        found = [_stretched(log_density, u, noise, kind, factor=factor)]
+        if found[0] is None or _is_squeezed(found[0], factor):
+            kind = "widths where the density falls by half a nat"
+            factor = _triangular(_narrowed(log_density, u, axes))
+            found.append(_stretched(log_density, u, noise, kind, factor=factor))
+        return max((f for f in found if f is not None), key=lambda f: f.elbo, default=None)
     slim = slim_curvature(log_density, u, rank)
     kind = "the diagonal of the curvature"
     found = [_stretched(log_density, u, noise, kind, slim=slim.diagonal())]
@@ -277,6 +325,11 @@ def _best_stretch(
         kind = f"the diagonal and {len(slim.log_stretch)} directions of the curvature"
         found.append(_stretched(log_density, u, noise, kind, slim=slim))
     return max((f for f in found if f is not None), key=lambda f: f.elbo, default=None)
+
+
+def _is_squeezed(found: Start, factor: Tensor) -> bool:
+    """Whether a Gaussian had to be far narrower than the curvature says, all axes together."""
+    return bool(found.scale_tril[0, 0] < 0.9 * _STRETCHES[0] * factor[0, 0])
 
 
 def _stretched(
@@ -320,13 +373,18 @@ def _thin(path: list[Tensor], number: int) -> list[Tensor]:
     return [path[i] for i in index]
 
 
-def _fallback(log_density: Callable, paths: list[list[Tensor]]) -> Start:
+def _fallback(log_density: Callable, paths: list[list[Tensor]], max_full_dim: int) -> Start:
     """A narrow diagonal Gaussian at the highest point, where no curvature was of use."""
     ends = torch.stack([path[-1] for path in paths])
     with torch.no_grad():
         u = ends[int(log_density(ends).argmax())]
-    report = (
-        "fell back to a small diagonal scale of 0.1 at the highest point found: no Gaussian built "
-        "from the curvature had a finite ELBO"
-    )
+    reason = "no Gaussian built from the curvature had a finite ELBO"
+    if len(u) <= max_full_dim and not torch.isfinite(hessian(log_density, u)).all():
+        shown = [f"{value:.3g}" for value in u[:_NUMBERS_NAMED].tolist()]
+        shown += ["..."] * (len(u) > _NUMBERS_NAMED)
+        reason = (
+            f"the second derivative of the log density is not finite at ({', '.join(shown)}) on "
+            "unconstrained coordinates, nor beside it"
+        )
+    report = f"fell back to a small diagonal scale of 0.1 at the highest point found: {reason}"
     return Start(u, torch.full_like(u, 0.1), None, -math.inf, report)
