@@ -64,6 +64,26 @@ def test_a_mode_of_little_mass_is_told_but_costs_no_trust():
     ((_, share),) = report.missed_modes
     assert share == pytest.approx(0.003, rel=0.15)
     assert report.verdict == "usable"
+    assert "Use the draws as they are" in str(report)
+
+
+def test_a_lost_mode_is_met_with_one_guide_for_each():
+    model = mixture(20.0, 0.6)
+    report = importance_diagnostics(model, collapse(AutoFlow(model, "affine"), 20.0), seed=0)
+    text = " ".join(str(report).split())
+    assert "Fit one guide for each mode" in text
+    assert "init_loc_fn=init_to_value(values={...})" in text
+    assert "here {'x': (-20, -20)}" in text
+    assert "fit longer" not in text.lower()
+    assert max(map(len, str(report).splitlines())) <= 100
+
+
+def test_other_reasons_beside_a_lost_mode_keep_their_advice():
+    model = mixture(20.0, 0.6)
+    guide = collapse(AutoFlow(model, "affine"), 20.0, scale=0.3)
+    text = " ".join(str(importance_diagnostics(model, guide, seed=0)).split())
+    assert "Fit one guide for each mode" in text
+    assert "For the other reasons, fit longer" in text
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from .draws import GuideDraws
 
-__all__ = ["Moved", "judge"]
+__all__ = ["Moved", "judge", "reasons_of_modes"]
 
 # Bars for "usable": draws used as they are then have means within a tenth of a standard deviation
 # and standard deviations within a tenth. ESS, shape and gap alone do not tell: a guide that is off
@@ -106,7 +107,7 @@ def judge(
         moved: how far weighting moves the latent coordinates.
         missed_modes: modes that these draws never reach: where, and the share of Z.
     """
-    reasons = _reasons_against(draws, numbers, moved) + _reasons_of_modes(missed_modes)
+    reasons = _reasons_against(draws, numbers, moved) + reasons_of_modes(missed_modes)
     if reasons:
         return "do not trust", tuple(reasons)
     reasons = _reasons_to_reweight(draws, numbers, moved)
@@ -155,7 +156,8 @@ def _reasons_against(draws: GuideDraws, numbers: dict[str, float], moved: Moved)
     return reasons
 
 
-def _reasons_of_modes(missed: list[tuple[str, float]]) -> list[str]:
+def reasons_of_modes(missed: Sequence[tuple[str, float]]) -> list[str]:
+    """Say which modes of more than a hundredth of the posterior are missed, heaviest first."""
     missed = [m for m in missed if m[1] > _MAX_MISSED_MODE]
     reasons = [
         f"a mode at {place} holds about {share:.0%} of the posterior, and the guide's draws never "

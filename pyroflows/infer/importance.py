@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..psis import good_pareto_k, smooth_log_weights
-from ._verdict import Moved, judge
+from ._verdict import Moved, judge, reasons_of_modes
 from .draws import GuideDraws, draw_from_guide
 
 __all__ = ["ImportanceDiagnostics", "diagnose", "importance_diagnostics", "rounding_tolerance"]
@@ -26,6 +26,13 @@ _ADVICE = {
     "do not trust": "Use neither draws nor weights. Fit longer or with a richer flow, "
     "reparameterise the model, or check that its posterior is proper.",
 }
+_ADVICE_ON_MODES = (
+    "Use neither draws nor weights: they leave out a part of the posterior, and fitting longer "
+    "does not bring it back. Fit one guide for each mode, its start the mode's value of each site, "
+    "init_loc_fn=init_to_value(values={...}), here {%s}, and weigh the guides by exp(log Z). "
+    "The verdict on each then covers its own mode only."
+)
+_ADVICE_BESIDES = " For the other reasons, fit longer, with a richer flow, or reparameterise."
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,14 @@ class ImportanceDiagnostics:
         )
         lines = [f"{name:8s} {value}" for name, value in rows]
         lines += [_wrapped(reason, "- ") for reason in self.reasons]
-        return "\n".join([*lines, _wrapped(_ADVICE[self.verdict])])
+        return "\n".join([*lines, _wrapped(self._advice())])
+
+    def _advice(self) -> str:
+        lost = reasons_of_modes(self.missed_modes)
+        if not lost:
+            return _ADVICE[self.verdict]
+        values = self.missed_modes[0][0].replace("' = ", "': ")
+        return _ADVICE_ON_MODES % values + _ADVICE_BESIDES * (len(self.reasons) > len(lost))
 
     def _has_gap(self) -> bool:
         return math.isfinite(self.elbo) and math.isfinite(self.log_z)
