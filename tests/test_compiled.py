@@ -255,6 +255,36 @@ def test_a_compiler_that_fails_or_errs_is_not_used(monkeypatch: pytest.MonkeyPat
             loss.differentiable_loss(target, guide).backward()
 
 
+def test_an_error_without_a_message_is_given_up_too(monkeypatch: pytest.MonkeyPatch):
+    def silent(graph, inputs):
+        raise AssertionError
+
+    monkeypatch.setattr(compiled, "_compile", silent)
+    target = energy_model(lambda x: -x.square().sum(-1) / 2, 2)
+    loss = PathELBO(8, compile=True)
+    with pytest.warns(UserWarning, match="AssertionError: without a word"):
+        loss.loss_and_grads(target, AutoFlow(target, "affine", model_args=()))
+
+
+def test_data_from_something_trained_give_it_their_gradient():
+    weight = torch.tensor(2.0, requires_grad=True)
+
+    def model(y: Tensor) -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    grads = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        guide = AutoFlow(model, "affine", model_args=(torch.tensor(2.0),))
+        loss, weight.grad = PathELBO(16, compile=compile), None
+        for _ in range(2):
+            loss.loss_and_grads(model, guide, 1.5 * weight)
+        grads.append([weight.grad, *(p.grad for p in guide.parameters())])
+    assert loss.compiled.reason == ""
+    assert_close(*grads)
+
+
 def test_options_that_exclude_it():
     target = energy_model(lambda x: -x.square().sum(-1) / 2, 2)
     guide = AutoFlow(target, "affine", model_args=())

@@ -95,7 +95,8 @@ class CompiledSteps:
                 return None
             return step.book(found, tally, add_gradients)
         except Exception as error:  # of the recorder, the compiler or its tool chain
-            self._give_up(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}")
+            first_line = str(error).strip().partition("\n")[0][:300]
+            self._give_up(f"{type(error).__name__}: {first_line or 'without a word'}")
             return None
 
     def _find(
@@ -207,7 +208,8 @@ class _Step:
         """Give the gradients to the parameters, now or on the way back."""
         loss = found.loss
         leaves = [*(v for v in self._values() if v.requires_grad), tally]
-        if add_gradients:
+        # Data may come from something trained outside: only a backward pass gets there.
+        if add_gradients and all(leaf.is_leaf for leaf in leaves):
             _add(leaves, found.grads)
         else:
             loss = _Differentiated.apply(loss, found.grads, *leaves)

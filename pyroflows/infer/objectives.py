@@ -159,9 +159,9 @@ class PathELBO(Trace_ELBO):
         if self._is_one_graph() and isinstance(guide, AutoFlow):
             batch = self._draw(model, guide, args, kwargs)
             found = self.compiled(**batch._asdict(), add_gradients=True)
-            if found is not None:
+            if found is not None and not found.loss.requires_grad:
                 return self._booked(found).item()
-            loss = self._booked(shared_surrogate(batch, self.ranks))  # of the same draws
+            loss = self._booked(found or shared_surrogate(batch, self.ranks))  # of the same draws
         else:
             loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
