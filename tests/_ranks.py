@@ -34,7 +34,7 @@ def mini_batch(y):
 
 def holed(y):
     loc = pyro.sample("loc", dist.Normal(0 * y, 1.0).to_event(1))
-    pyro.factor("hole", torch.where(loc[..., 0] > 1.0, -torch.inf, 0.0))
+    pyro.factor("hole", torch.where(loc[..., 0] > 1.5, -torch.inf, 0.0))
 
 
 CASES = {
