@@ -6,6 +6,7 @@ from .energy import EnergyModel, energy_model
 from .flows import available_flows, build_flow, register_flow
 from .guides import AutoFlow, NeuTraReparam
 from .infer import (
+    CompiledLoss,
     GuideFit,
     ImportanceDiagnostics,
     PathELBO,
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AutoFlow",
     "Bijector",
+    "CompiledLoss",
     "Compose",
     "EnergyModel",
     "GuideFit",

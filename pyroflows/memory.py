@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform
 
+from .compiling import is_for_a_compiler
+
 __all__ = ["OnePassTransform"]
 
 
@@ -128,7 +130,8 @@ def _version(value: Tensor) -> int:
 
 def _traced(*tensors: Tensor) -> bool:
     """Whether values cannot be read: inside a transform of functions, a trace, or on meta."""
-    return torch.jit.is_tracing() or any(
+    is_recorded = torch.jit.is_tracing() or is_for_a_compiler()
+    return is_recorded or any(
         t.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors
     )
 

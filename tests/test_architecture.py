@@ -10,6 +10,7 @@ import pytest
 import pyroflows
 
 LAYERS = [
+    {"compiling"},
     {"networks", "transformers", "numerics", "memory", "psis", "stick_breaking"},
     {"bijector"},
     {"bijectors"},
@@ -67,7 +68,7 @@ def test_what_only_some_users_need_is_imported_where_it_is_used(path: Path):
     assert not top_imports(path) & (LAZY - {"tqdm"})
 
 
-@pytest.mark.parametrize("name", ["networks", "transformers", "numerics", "memory"])
+@pytest.mark.parametrize("name", ["compiling", "networks", "transformers", "numerics", "memory"])
 def test_the_lowest_layer_knows_nothing_of_pyro(name: str):
     for path in SOURCES:
         if path.relative_to(ROOT).parts[0].removesuffix(".py") == name:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pyroflows import AutoFlow, PathELBO, energy_model, fit_guide
-from pyroflows.infer import compiled
+from pyroflows.infer import recorded
 from pyroflows.infer.progress import Progress
 from pyroflows.infer.schedule import Schedule
 
@@ -24,7 +24,7 @@ SMALL = {"num_layers": 1, "hidden_dims": (4,)}
 @pytest.fixture(autouse=True)
 def _without_machine_code(monkeypatch: pytest.MonkeyPatch):
     """Steps are recorded as they are for the compiler, and run as they were recorded."""
-    monkeypatch.setattr(compiled, "_compile", lambda graph, inputs: graph)
+    monkeypatch.setattr(recorded, "_compile", lambda graph, inputs: graph)
 
 
 def regression(x: Tensor, y: Tensor) -> None:
@@ -123,7 +123,7 @@ def test_compiling_is_shown_and_counts_for_no_step(monkeypatch: pytest.MonkeyPat
         time.sleep(0.5)
         return graph
 
-    monkeypatch.setattr(compiled, "_compile", slow)
+    monkeypatch.setattr(recorded, "_compile", slow)
     target = energy_model(lambda x: -x.square().sum(-1) / 2, 2)
     guide = AutoFlow(target, "affine", model_args=())
     options = {"num_steps": 20, "num_particles": 8, "num_diagnostic_samples": 0}
@@ -209,7 +209,7 @@ def test_gradients_belong_to_one_parameter_alone():
 
 def test_exploring_that_is_brief_is_not_compiled(monkeypatch: pytest.MonkeyPatch):
     graphs = []
-    monkeypatch.setattr(compiled, "_compile", lambda graph, inputs: graphs.append(graph) or graph)
+    monkeypatch.setattr(recorded, "_compile", lambda graph, inputs: graphs.append(graph) or graph)
     monkeypatch.setattr(Schedule, "start_from", lambda self, spread: None)  # wherever it starts
     target = energy_model(lambda x: -x.square().sum(-1) / 2, 2)
     options = {"num_particles": 16, "progress_bar": False, "num_diagnostic_samples": 0}
@@ -249,7 +249,7 @@ def test_a_compiler_that_fails_or_errs_is_not_used(monkeypatch: pytest.MonkeyPat
         return run
 
     for compiler, words in ((broken, "no compiler here"), (wrong, "loss of the compiled step")):
-        monkeypatch.setattr(compiled, "_compile", compiler)
+        monkeypatch.setattr(recorded, "_compile", compiler)
         loss = PathELBO(8, compile=True)
         with pytest.warns(UserWarning, match=words):
             loss.differentiable_loss(target, guide).backward()
@@ -259,7 +259,7 @@ def test_an_error_without_a_message_is_given_up_too(monkeypatch: pytest.MonkeyPa
     def silent(graph, inputs):
         raise AssertionError
 
-    monkeypatch.setattr(compiled, "_compile", silent)
+    monkeypatch.setattr(recorded, "_compile", silent)
     target = energy_model(lambda x: -x.square().sum(-1) / 2, 2)
     loss = PathELBO(8, compile=True)
     with pytest.warns(UserWarning, match="AssertionError: without a word"):

@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
+from pyroflows.compiling import for_a_compiler
 from pyroflows.transformers import FusedTransformer, RationalQuadraticSpline
-from pyroflows.transformers.fused import for_a_compiler
 from tests.cases import TRANSFORMERS
 
 pytestmark = pytest.mark.usefixtures("_double")

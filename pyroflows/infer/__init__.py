@@ -1,8 +1,16 @@
 """Inference: objectives, fitting, importance weights."""
 
+from .compiled_loss import CompiledLoss
 from .fit import fit_guide
 from .importance import ImportanceDiagnostics, importance_diagnostics
 from .objectives import PathELBO
 from .report import GuideFit
 
-__all__ = ["GuideFit", "ImportanceDiagnostics", "PathELBO", "fit_guide", "importance_diagnostics"]
+__all__ = [
+    "CompiledLoss",
+    "GuideFit",
+    "ImportanceDiagnostics",
+    "PathELBO",
+    "fit_guide",
+    "importance_diagnostics",
+]

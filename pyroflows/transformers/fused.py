@@ -3,9 +3,7 @@ r"""Transformers with derivatives by hand: one node of the graph in place of doz
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,28 +17,9 @@ __all__ = [
     "State",
     "bounded",
     "bounded_slope",
-    "for_a_compiler",
-    "is_for_a_compiler",
 ]
 
 State = tuple[Tensor, ...]
-
-_FOR_A_COMPILER: ContextVar[bool] = ContextVar("_FOR_A_COMPILER", default=False)
-
-
-@contextmanager
-def for_a_compiler() -> Iterator[None]:
-    """Tell kernels that a compiler takes their operations, so that many short ones cost nothing."""
-    token = _FOR_A_COMPILER.set(True)
-    try:
-        yield
-    finally:
-        _FOR_A_COMPILER.reset(token)
-
-
-def is_for_a_compiler() -> bool:
-    """Whether operations of now are taken by a compiler."""
-    return _FOR_A_COMPILER.get()
 
 
 class FusedTransformer(Transformer):

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from .fused import State, is_for_a_compiler
+from ..compiling import is_for_a_compiler
+from .fused import State
 from .spline_kernel import Box, SplineState
 from .spline_unrolled import UnrolledBox
 

@@ -79,6 +79,7 @@ class TorchFlow(NamedTuple):
     draw: Callable[[int], tuple[Tensor, Tensor]]
     sample: Callable[[int], Tensor]
     log_prob: Callable[[Tensor], Tensor]
+    module: torch.nn.Module | None = None
 
 
 def valley(x: Tensor) -> Tensor:
@@ -103,18 +104,23 @@ def step_of(flow: TorchFlow, task: Task) -> Step:
     return step
 
 
-def _training_step(flow: TorchFlow, task: Task) -> Step:
+def _training_step(flow: TorchFlow, task: Task, wrap: Callable = lambda loss: loss) -> Step:
     optimizer, points = adam(flow.parameters), task.points()
     log_density = task.posterior().log_density if task.fits else None
 
+    def energy() -> Tensor:
+        x, log_q = flow.draw(len(points))
+        return (log_q - log_density(x)).mean()
+
+    def negative_log_likelihood(x: Tensor) -> Tensor:
+        return -flow.log_prob(x).mean()
+
+    loss = wrap(energy if task.fits else negative_log_likelihood)
+    args = () if task.fits else (points,)
+
     def step() -> None:
         optimizer.zero_grad()
-        if log_density is not None:
-            x, log_q = flow.draw(len(points))
-            loss = (log_q - log_density(x)).mean()
-        else:
-            loss = -flow.log_prob(points).mean()
-        loss.backward()
+        loss(*args).backward()
         optimizer.step()
 
     return step
@@ -173,7 +179,7 @@ def pyroflows_flow(task: Task) -> TorchFlow:
         z, log_det = flow.inverse_and_log_det(x)
         return _standard_normal(z) + log_det
 
-    return TorchFlow(list(flow.parameters()), draw, lambda n: flow(noise(n)), log_prob)
+    return TorchFlow(list(flow.parameters()), draw, lambda n: flow(noise(n)), log_prob, flow)
 
 
 def _standard_normal(z: Tensor) -> Tensor:
@@ -189,6 +195,21 @@ def pyroflows_by_hand_compiled(task: Task) -> Step:
     flow = pyroflows_flow(task)
     compiled = flow._replace(draw=torch.compile(flow.draw), log_prob=torch.compile(flow.log_prob))
     return step_of(compiled, task)
+
+
+def pyroflows_loss_compiled(task: Task) -> Step:
+    flow = pyroflows_flow(task)
+    made: list[pf.CompiledLoss] = []
+
+    def wrap(loss: Callable) -> Callable:
+        made.append(pf.CompiledLoss(loss, flow.module))
+        return made[0]
+
+    step = _training_step(flow, task, wrap)
+    step()
+    if made[0].reason:
+        raise RuntimeError(f"not compiled: {made[0].reason}")
+    return step
 
 
 def _elbo_step(

@@ -32,6 +32,7 @@ CONTESTANTS = {
     "pyroflows compiled": ("_peers", "pyroflows_ordinary_compiled", "torch"),
     "pyroflows path compiled": ("_peers", "pyroflows_path_compiled", "torch"),
     "by hand compiled": ("_peers", "pyroflows_by_hand_compiled", "torch"),
+    "CompiledLoss": ("_peers", "pyroflows_loss_compiled", "torch"),
     "zuko": ("_peers", "zuko_step", "zuko"),
     "nflows": ("_peers", "nflows_step", "nflows"),
     "normflows": ("_peers", "normflows_step", "normflows"),
@@ -55,6 +56,7 @@ def contestants(measure: str, *, compiled: bool) -> list[str]:
         return ["networks", *guides, "zuko", "pyro"]
     names = ["networks", *(guides if measure == "energy" else []), "pyroflows by hand"]
     names += ["by hand compiled"] if compiled and "sample" not in measure else []
+    names += ["CompiledLoss"] if compiled and measure in ("energy", "log_prob") else []
     return [*names, "zuko", "nflows", "normflows", "pyro", "flowjax"]
 
 
