@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import pyroflows as pf
+from pyroflows.flows import registry
 from pyroflows.networks import Conditioner, MaskedConditioner
 
 HEADER = "| flow | what it is | to sample | to score |\n| --- | --- | --- | --- |\n"
@@ -33,7 +34,7 @@ def _row(name):
 
 def _summary(name):
     """The first sentence of the recipe's docstring."""
-    text = inspect.getdoc(pf.flows._FLOWS[name]).split("\n\n")[0]
+    text = inspect.getdoc(registry._FLOWS[name]).split("\n\n")[0]
     return " ".join(text.split()).rstrip(".")
 
 

@@ -1,11 +1,14 @@
-"""The one table of bijectors that the laws run over. A new bijector adds a line here."""
+"""The one table of bijectors that the laws run over.
+
+What belongs to every family is here. A family adds its lines in a file of ``tests/families``.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
+from pkgutil import iter_modules
 
 import torch
-from torch import Tensor
 
 from pyroflows import Bijector, Compose, Inverse, available_flows, build_flow
 from pyroflows.bijectors import (
@@ -21,37 +24,19 @@ from pyroflows.bijectors import (
 )
 from pyroflows.networks import Conditioner
 from pyroflows.transformers import Additive, Affine, RationalQuadraticSpline
+from tests import families
+from tests.case import CONTEXT_DIM, HIDDEN, Case
 
-DIM, CONTEXT_DIM, HIDDEN = 3, 2, (8, 8)
 TRANSFORMERS = {
     "additive": Additive(),
     "affine": Affine(),
     "spline": RationalQuadraticSpline(num_bins=4, bound=3.0),
 }
 BUILT_IN = available_flows()
-
-
-@dataclass(frozen=True)
-class Case:
-    """A recipe and the context it takes."""
-
-    build: Callable[[int], Bijector]
-    context_dim: int = 0
-    dim: int = DIM
-
-    def bijector(self, dtype: torch.dtype | None = None) -> Bijector:
-        """Build it and move it away from the identity, where laws would hold by luck."""
-        bijector = self.build(self.dim)
-        with torch.no_grad():
-            for p in bijector.parameters():
-                p.add_(0.2 * torch.randn_like(p))
-        return bijector.to(dtype or torch.get_default_dtype())
-
-    def x(self, *batch: int, dtype: torch.dtype | None = None) -> Tensor:
-        return torch.randn(*batch, self.dim, dtype=dtype)
-
-    def context(self, *batch: int, dtype: torch.dtype | None = None) -> Tensor | None:
-        return torch.randn(*batch, self.context_dim, dtype=dtype) if self.context_dim else None
+PLAIN_FLOWS = ("affine", "diagonal", "iaf", "maf", "nice", "nsf", "nsf_coupling", "realnvp")
+FAMILIES = [
+    import_module(f"tests.families.{found.name}") for found in iter_modules(families.__path__)
+]
 
 
 class Bend(Bijector):
@@ -134,11 +119,13 @@ def _families(c: int) -> dict[str, Case]:
         "low_rank_affine": partial(_low_rank, hidden_dims=HIDDEN),
     }.items():
         cases |= {name: build, f"{name}-anchored": partial(_anchored, build)}
-    for flow in BUILT_IN:
+    for flow in PLAIN_FLOWS:
         options = {"hidden_dims": HIDDEN}
         if "nsf" in flow:
             options |= {"num_bins": 4, "bound": 3.0}
         cases[f"flow:{flow}"] = partial(build_flow, flow, **options)
+    for module in FAMILIES:
+        cases |= module.builders()
     return {k: Case(partial(build, context_dim=c), c) for k, build in cases.items()}
 
 

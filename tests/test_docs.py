@@ -20,6 +20,7 @@ import pytest
 import torch
 
 import pyroflows as pf
+from pyroflows.flows import registry
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -65,7 +66,7 @@ def fresh_start(request, tmp_path, monkeypatch):
         pytest.importorskip("arviz")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
-    monkeypatch.setattr(pf.flows, "_FLOWS", dict(pf.flows._FLOWS))
+    monkeypatch.setattr(registry, "_FLOWS", dict(registry._FLOWS))
     pyro.set_rng_seed(0)
     pyro.clear_param_store()
     yield

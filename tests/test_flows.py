@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.autograd.functional import jacobian
 
 import pyroflows as pf
-from pyroflows import flows
 from pyroflows.bijectors import LocScale, LULinear, Permutation
+from pyroflows.flows import registry
 from pyroflows.networks import Conditioner, MaskedConditioner
 from tests.cases import BUILT_IN
 
@@ -20,7 +20,7 @@ RICH = sorted(set(BUILT_IN) - {"affine", "diagonal"})
 
 @pytest.fixture
 def _registry(monkeypatch):
-    monkeypatch.setattr(flows, "_FLOWS", dict(flows._FLOWS))
+    monkeypatch.setattr(registry, "_FLOWS", dict(registry._FLOWS))
 
 
 def randomized(flow: pf.Bijector) -> pf.Bijector:

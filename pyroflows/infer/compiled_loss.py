@@ -45,6 +45,8 @@ class CompiledLoss(Compilations):
         ValueError: If there is no module.
 
     Example:
+        >>> import torch
+        >>> from pyroflows import build_flow
         >>> flow = build_flow("affine", 2)
         >>> def loss(x):
         ...     z, log_det = flow.inverse_and_log_det(x)

@@ -1,0 +1,25 @@
+"""Named flows: recipes that compose bijectors, one group a file, and their registry.
+
+A recipe is any callable ``(dim, *, context_dim=0, **options) -> Bijector``: a function, a
+partial, or a bijector class. Pyro's own ``AutoNormalizingFlow`` accepts one too.
+"""
+
+from .autoregressions import iaf, maf, nsf
+from .couplings import nice, nsf_coupling, realnvp
+from .linear import affine, diagonal
+from .registry import Flow, available_flows, build_flow, register_flow
+
+__all__ = [
+    "Flow",
+    "affine",
+    "available_flows",
+    "build_flow",
+    "diagonal",
+    "iaf",
+    "maf",
+    "nice",
+    "nsf",
+    "nsf_coupling",
+    "realnvp",
+    "register_flow",
+]
