@@ -125,6 +125,19 @@ def test_modes_and_shapes_have_graphs_of_their_own():
     assert_close(fast(x), first)
 
 
+def test_buffers_that_change_are_left_to_eager_runs():
+    net = nn.BatchNorm1d(3)
+    fast, x = CompiledLoss(lambda x: net(x).square().mean(), net), torch.randn(16, 3)
+    with pytest.warns(UserWarning, match="changes 3 buffers as it runs"):
+        fast(x).backward()
+    assert net.num_batches_tracked == 1  # as if nobody had looked
+    assert_close(net.running_mean, 0.1 * x.mean(0))
+    net.eval()
+    fast = CompiledLoss(lambda x: net(x).square().mean(), net)
+    assert_close(fast(x), net(x).square().mean())
+    assert fast.reason == ""
+
+
 def test_trained_tensors_of_other_modules_are_not_taken_for_constants(flow: Bijector):
     other = nn.Linear(3, 3)
     fast = CompiledLoss(lambda x: negative_log_likelihood(flow)(other(x)), flow)

@@ -61,8 +61,10 @@ class Recorded:
         self._arg_flags = [arg.requires_grad for arg in args]
         self._num_leaves = len(self.leaves(args))
         flat = [*values, *args]
+        buffers = [(buffer, buffer.clone()) for buffer in self._module.buffers()]
         with same_randomness(0, flat[0]):  # what the loss draws itself, mini-batches for one
             eager = self._evaluate(values, args)
+        _refuse_changes(buffers)
         with same_randomness(0, flat[0]), torch.no_grad():  # the recorder differentiates itself
             with for_a_compiler():
                 graph = make_fx(self._flat(len(values)))(*flat)
@@ -120,6 +122,19 @@ class Recorded:
 
     def _trained_flags(self) -> list[bool]:
         return [value.requires_grad for value in self._values()]
+
+
+@torch.no_grad()
+def _refuse_changes(buffers: list[tuple[Tensor, Tensor]]) -> None:
+    """Raise, with the buffers as they were, if an evaluation changed some."""
+    changed = [(b, copy) for b, copy in buffers if not torch.equal(b, copy)]
+    for buffer, copy in changed:
+        buffer.copy_(copy)
+    if changed:
+        raise RuntimeError(
+            f"it changes {len(changed)} buffers as it runs, such as running means (compile in "
+            "evaluation mode)"
+        )
 
 
 def batch_last(noise: Tensor) -> Tensor:
