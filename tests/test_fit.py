@@ -17,6 +17,7 @@ from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from torch import nn
 from torch.distributions import constraints
 
+from pyroflows import energy_model
 from pyroflows.guides import AutoFlow
 from pyroflows.infer.fit import GuideFit, fit_guide
 from pyroflows.infer.schedule import Schedule, mean_and_error
@@ -133,6 +134,53 @@ def test_a_guide_that_starts_near_explores_for_the_warm_up_alone():
     resumed = Schedule(None, None, 0.01)
     resumed.load_state_dict(near.state_dict())
     assert resumed.state_dict() == near.state_dict()
+
+
+def test_a_guide_that_was_not_built_explores_in_full_however_small_its_spread():
+    """One that covers a part of the posterior evenly has weights that are nearly equal."""
+    schedule, built = (Schedule(500, None, tolerance=0.01) for _ in range(2))
+    schedule.start_from(1.5, is_built=False)
+    built.start_from(1.5)
+    for s in (schedule, built):
+        s.factor(100, 0.0)
+    assert (schedule.score_weight, built.score_weight) == (1.0, 0.0)
+
+
+def test_a_bound_that_gets_worse_under_the_path_gradient_makes_the_run_explore_again():
+    def run(losses: list[float]) -> Schedule:
+        schedule = Schedule(1000, None, tolerance=0.01)
+        for step, loss in enumerate(losses):
+            schedule.factor(step, 0.0)
+            schedule.observe(step + 1, loss + 0.1 * math.sin(step))
+        return schedule
+
+    steady = run([1.0] * 600)
+    assert not steady.returned
+    assert steady.score_weight == 0
+    drifting = run([1.0] * 300 + [1.0 + 0.002 * i for i in range(300)])
+    assert drifting.returned
+    assert drifting.score_weight == 1
+    assert drifting.factor(650, 0.0) > 0
+    assert drifting.score_weight == 1  # to the end
+    resumed = Schedule(1000, None, tolerance=0.01)
+    resumed.load_state_dict(drifting.state_dict())
+    assert resumed.returned
+
+
+def test_a_fit_that_starts_too_narrow_does_not_end_as_the_posterior_cut_off():
+    """Log weights that are nearly constant, and one and a half nats below the evidence."""
+    scale = math.sqrt(1 - 0.9**2)
+
+    def walk(x):
+        steps = (x[..., 1:] - 0.9 * x[..., :-1]) / scale
+        square = x[..., 0] ** 2 + steps.square().sum(-1)
+        return -0.5 * square - 4 * math.log(scale) - 2.5 * math.log(2 * math.pi)
+
+    target = energy_model(walk, 5)
+    pyro.set_rng_seed(0)
+    guide = AutoFlow(target, "nsf", model_args=(), init="point")
+    fit = fit_guide(target, guide, num_steps=400, num_particles=64, seed=0, progress_bar=False)
+    assert -fit.elbo < 0.1
 
 
 def test_the_schedule_goes_on_while_the_loss_falls():

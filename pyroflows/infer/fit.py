@@ -195,7 +195,8 @@ def _start(
     # target; and the model's parameters have the ELBO's gradient, no other.
     if not loss.subsampled and run.stepper.trains_only(guide):
         run.weighs_tails = True
-        run.schedule.start_from(loss.spread)
+        is_built = guide._init["init"] == "auto" and not guide.report.startswith("fell back")
+        run.schedule.start_from(loss.spread, is_built=is_built)
 
 
 def _agreed(
@@ -291,6 +292,7 @@ def _collect(run: Run, guide: Callable, loss: Any, seed: int | None, ranks: Rank
         num_processes=ranks.size,
         vectorized=getattr(loss, "vectorized", getattr(loss, "vectorize_particles", None)),
         seed=seed,
+        explored_again=run.explores and run.schedule.returned,
         compilation=str(getattr(loss, "compiled", None) or ""),
         compile_seconds=getattr(getattr(loss, "compiled", None), "seconds", 0.0),
     )

@@ -40,6 +40,8 @@ class GuideFit:
         seed: The seed that was given.
         diagnostics: What importance weights say; ``None`` if there are none.
         note: Why there are no diagnostics, or fewer draws in them than were asked for.
+        explored_again: Whether the bound got worse under the path gradient, so that the ordinary
+            one was used from then on.
         num_processes: Processes that shared the steps.
         compilation: What became of ``compile=True``, and how long it took, in words.
         compile_seconds: What compiling took of ``seconds``.
@@ -58,6 +60,7 @@ class GuideFit:
     seed: int | None = None
     diagnostics: ImportanceDiagnostics | None = field(default=None, repr=False)
     note: str = ""
+    explored_again: bool = False
     num_processes: int = 1
     compilation: str = ""
     compile_seconds: float = 0.0
@@ -94,6 +97,10 @@ class GuideFit:
         }
         told = [f"{count} {what}" for what, count in counts.items() if count]
         lines += [f"Of them {', '.join(told)}."] if told else []
+        if self.explored_again:
+            lines.append(
+                "The bound got worse under the path gradient: the ordinary one was used from then."
+            )
         lines += [self.compilation] if self.compilation else []
         lines += [f"Note: {self.note}"] if self.note else []
         lines += [str(self.diagnostics)] if self.diagnostics is not None else []

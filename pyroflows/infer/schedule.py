@@ -19,6 +19,9 @@ _DECAY_FRACTION = 0.3  # of a run whose length is known
 _DECAY_PER_STEP = 0.5  # of the steps so far, in a run that stops when it has converged
 _WINDOW = 100
 _FLAT_WINDOWS = 3
+_WATCH_WINDOW = 50
+_WORSE = 0.05  # nats by which a bound has to fall to be called worse
+_SURE = 4.0  # standard errors
 _STATE = (
     "_window",
     "_last",
@@ -29,6 +32,9 @@ _STATE = (
     "_decay_from",
     "_decay_steps",
     "_converged",
+    "_watched",
+    "_best",
+    "_returned",
 )
 
 
@@ -43,7 +49,8 @@ class Schedule:
 
     The first part of a run explores (:attr:`score_weight`): with the ordinary gradient, which
     spreads draws into what they have missed so far. Then comes the path gradient, whose noise
-    vanishes at the optimum.
+    vanishes at the optimum. It vanishes too where a guide is the posterior cut off somewhere, and
+    may lead there: where the bound gets worse under it, the run explores again, to its end.
 
     References:
         | MiniCPM: Unveiling the Potential of Small Language Models with Scalable Training
@@ -67,6 +74,9 @@ class Schedule:
         self._decay_from: tuple[int, float] | None = None  # step, progress
         self._decay_steps = math.inf
         self._converged = False
+        self._watched: list[float] = []
+        self._best: tuple[float, float] | None = None
+        self._returned = False
 
     @property
     def phase(self) -> str:
@@ -92,7 +102,12 @@ class Schedule:
             ends.append(self._decay_from[0] + math.ceil(self._decay_steps))
         return min(ends, default=None)
 
-    def start_from(self, spread: float) -> None:
+    @property
+    def returned(self) -> bool:
+        """Whether the bound got worse under the path gradient, so that it explores again."""
+        return self._returned
+
+    def start_from(self, spread: float, *, is_built: bool = True) -> None:
         """Take note of how far the guide starts from the posterior.
 
         A guide that starts near has met most of the posterior and explores for the warm-up alone,
@@ -102,11 +117,13 @@ class Schedule:
 
         Args:
             spread: Standard deviation of the log weights at the start, in nats; may be NaN.
+            is_built: Whether the guide was built from the posterior. Any other may have a small
+                spread because it covers a small part.
         """
         if spread < _CLOSE:
             self.end_exploring()
             self._height = (spread / _CLOSE) ** 2
-        elif spread < _NEAR:
+        elif spread < _NEAR and is_built:
             self._explore_steps = _WARM_UP_STEPS
 
     def end_exploring(self) -> None:
@@ -117,7 +134,7 @@ class Schedule:
         """The factor on the learning rate for the step after ``step`` steps and some seconds."""
         progress = self._progress(step, elapsed)
         is_explored = progress >= _EXPLORE_FRACTION or step >= self._explore_steps
-        if self._explores and is_explored:
+        if self._explores and is_explored and not self._returned:
             self.end_exploring()
         if self._decay_from is None and (self._converged or progress >= 1 - _DECAY_FRACTION):
             self._decay_from = (step, progress)
@@ -132,6 +149,8 @@ class Schedule:
 
     def observe(self, step: int, loss: float) -> None:
         """Take note of the loss of the latest of ``step`` steps."""
+        if step > _WARM_UP_STEPS and math.isfinite(loss) and not self._returned:
+            self._watch(loss)
         if not self._may_converge or self._decay_from is not None or step <= _WARM_UP_STEPS:
             return
         if math.isfinite(loss):
@@ -139,7 +158,7 @@ class Schedule:
         if len(self._window) == _WINDOW:
             self._compare(mean_and_error(self._window))
             self._window = []
-        if self._explores and self._num_flat:
+        if self._explores and self._num_flat and not self._returned:
             self.end_exploring()
         self._converged = self._num_flat >= _FLAT_WINDOWS
 
@@ -161,6 +180,20 @@ class Schedule:
         """Go on from what a file holds."""
         for name in _STATE:
             setattr(self, name, state[name])
+
+    def _watch(self, loss: float) -> None:
+        """Explore again if the bound is worse than it was."""
+        self._watched.append(loss)
+        if len(self._watched) < _WATCH_WINDOW:
+            return
+        current, self._watched = mean_and_error(self._watched), []
+        if self._best is None or current[0] < self._best[0]:
+            self._best = current
+        elif not self._explores:
+            margin = max(_WORSE, _SURE * math.hypot(self._best[1], current[1]))
+            if current[0] - self._best[0] > margin:
+                self.end_exploring()  # compare no losses across
+                self._explores = self._returned = True
 
     def _compare(self, current: tuple[float, float]) -> None:
         if self._last is not None:
