@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ..networks import MaskedConditioner
-from ..networks import _check_given as check_given
+from ..networks.chain import check_given
 from ..transformers import Transformer
 from ..transformers.fused import FusedTransformer, asks_for_more, differentiate_plain
 

@@ -1,0 +1,133 @@
+"""Raw parameters of each coordinate as a function of those before it."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Size, Tensor, nn
+
+from .chain import Activation, Chain, MaskedLinear, check_given, check_hidden, concatenate
+
+__all__ = ["MaskedConditioner"]
+
+
+class MaskedConditioner(nn.Module):
+    """Raw parameters of each coordinate as a function of those before it and the context.
+
+    References:
+        | MADE: Masked Autoencoder for Distribution Estimation (Germain et al., 2015)
+        | https://arxiv.org/abs/1502.03509
+
+    Args:
+        dim: Number of coordinates.
+        num_params: Number of raw parameters per coordinate.
+        order: The coordinates, first to last; as they come if not given.
+        context_dim: Size of the context, or 0 for none.
+        hidden_dims: Sizes of the hidden layers.
+        activation: As in :class:`Conditioner`.
+        residual: As in :class:`Conditioner`.
+
+    Raises:
+        TypeError: When called, if a context is missing or unexpected.
+        ValueError: If an option is wrong or, when called, a width.
+
+    Example:
+        >>> network = MaskedConditioner(3, 2)
+        >>> print(network(torch.ones(7, 3)).shape)
+        torch.Size([7, 3, 2])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_params: int,
+        *,
+        order: Sequence[int] | None = None,
+        context_dim: int = 0,
+        hidden_dims: Sequence[int] = (64, 64),
+        activation: Activation = "relu",
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        self.shape = Size((dim, num_params))
+        self.context_dim = context_dim
+        self.order = order = list(range(dim) if order is None else order)
+        self.is_sorted = order == list(range(dim))
+        rank = torch.tensor(order, device="cpu").argsort()
+        lowest = -1 if context_dim or dim == 1 else 0
+        self.rank = rank.tolist()
+        # A unit of degree k sees coordinates of rank 0..k; the context has degree -1: all see it.
+        # Some hidden units must have degree -1, or the first coordinate would ignore the context.
+        degrees = torch.cat([rank, torch.full((context_dim,), -1, device="cpu")])
+        self.degrees = [tuple(degrees.tolist())]  # of the inputs, then of each hidden layer
+        linears: list[nn.Linear] = []
+        for width in check_hidden(hidden_dims, residual):
+            hidden = _spread(lowest, dim - 2, width)
+            linears.append(MaskedLinear(hidden[:, None] >= degrees))
+            degrees = hidden
+            self.degrees.append(tuple(degrees.tolist()))
+        outputs = rank.repeat(num_params)  # see _outputs_first
+        linears.append(MaskedLinear(outputs[:, None] > degrees))
+        self.net = Chain(linears, activation, residual)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the raw parameters, with shape ``(*batch, dim, num_params)``."""
+        check_given("x", x, self.shape[0])
+        check_given("context", context, self.context_dim)
+        return self.net(concatenate(x, context), self.shape)
+
+    def forward_with_pullback(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]:
+        r"""Return the raw parameters :math:`p` and a map of cotangents to derivatives in ``x``.
+
+        The map takes :math:`g` and :math:`m`, both of shape :math:`(*, D, P)`, to the rows
+        :math:`\sum_p g_{ip} \, \partial p_{ip} / \partial x_j`, with shape :math:`(D, *, D)`, and
+        to :math:`\sum_{ip} m_{ip} \, \partial p_{ip} / \partial x_j`, with shape
+        :math:`(*, D)`, both detached. As each row touches the parameters of one coordinate, all of
+        them together cost :math:`D` passes through the small layers and one through the last one.
+        """
+        check_given("x", x, self.shape[0])
+        check_given("context", context, self.context_dim)
+        out, weights, slopes = self.net.trace(concatenate(x, context), self.shape)
+        return out, partial(self._pull, weights, slopes)
+
+    @torch.no_grad()
+    def _pull(
+        self, weights: list[Tensor], slopes: list[Tensor], each: Tensor, total: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        dim, num_params = self.shape
+        batch = each.shape[:-2]
+        number = batch.numel()
+        slopes = [slope.reshape(number, slope.shape[-1]) for slope in slopes]
+        each = each.movedim(-2, 0).reshape(dim, number, num_params)
+        last = weights[-1].view(num_params, dim, -1).transpose(0, 1)
+        # Coordinates that come early see few units: later ones are left out, group by group.
+        starts = range(0, dim, max(4, -(-dim // 4)))
+        pulled = []
+        for start, end in pairwise((*starts, dim)):
+            counts = [bisect_right(degrees, end - 2) for degrees in self.degrees[1:]]
+            members = self._members(start, end)
+            rows = each[members] @ last[members][..., : counts[-1] if counts else None]
+            if end == dim:  # the total sees all units, and so does the last coordinate
+                whole = total.mT.reshape(number, dim * num_params) @ weights[-1]
+                rows = torch.cat([rows, whole[None]])
+            pulled.append(self.net.pull(rows, weights, slopes, counts)[..., :dim])
+        rows = torch.cat(pulled).view(dim + 1, *batch, dim)
+        return (rows[:-1] if self.is_sorted else rows[self.rank]), rows[-1]
+
+    def _members(self, start: int, end: int) -> slice | list[int]:
+        return slice(start, end) if self.is_sorted else self.order[start:end]
+
+
+def _spread(low: int, high: int, width: int) -> Tensor:
+    """Degrees for hidden units, in ascending order: all of them, or evenly spread if too few."""
+    number = high - low + 1
+    units = torch.arange(width, device="cpu")
+    if width >= number:
+        return low + units * number // width
+    return high - (width - 1 - units) * number // width  # the highest sees all it may
