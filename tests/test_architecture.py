@@ -15,7 +15,7 @@ LAYERS = [
     {"bijector"},
     {"bijectors"},
     {"flows"},
-    {"latents", "energy"},
+    {"arguments", "latents", "energy"},
     {"log_density"},
     {"guides"},
     {"infer"},

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..arguments import check_arguments
 from ..infer.draws import GuideDraws, Site, draw_from_guide
 from ..infer.importance import ImportanceDiagnostics, diagnose, rounding_tolerance
 from ..psis import psis
@@ -92,6 +93,7 @@ def to_inference_data(
         ('chain', 'draw', 'school')
     """
     _arviz.require()
+    check_arguments("to_inference_data", model, model_args, model_kwargs, guide)
     draws = draw_from_guide(
         model,
         guide,

@@ -22,7 +22,7 @@ from .survey import guide_name
 
 __all__ = ["Checkpoint", "describe", "named_tensors", "random_state", "set_random_state"]
 
-VERSION = 1
+VERSION = 2
 SECONDS_BETWEEN = 10.0
 _COST = 20.0  # times what a write takes is the least that passes between two
 
@@ -113,10 +113,9 @@ class Checkpoint:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             version, facts = state["version"], dict(state["facts"])
         except Exception as error:  # whatever comes of reading a file that something else wrote
-            reason = str(error).partition("\n")[0][:200]
             return (
-                f"fit_guide: {str(self.path)!r} is no checkpoint of a fit ({type(error).__name__}: "
-                f"{reason}). Delete it, or name another file."
+                f"fit_guide: {str(self.path)!r} is no checkpoint of a fit, as reading it ended in "
+                f"{type(error).__name__}. Delete it, or name another file."
             )
         if version != VERSION:
             return (

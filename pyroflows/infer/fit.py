@@ -17,6 +17,7 @@ from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
+from ..arguments import check_arguments
 from ..guides import AutoFlow
 from ..guides.prototype import tensors_in
 from ._flow_draws import flow_draws
@@ -128,6 +129,7 @@ def fit_guide(
         'usable'
     """
     started = perf_counter()
+    check_arguments("fit_guide", model, model_args, model_kwargs, guide)
     args, kwargs = tuple(model_args), dict(model_kwargs or {})
     check_numbers(num_steps, time_budget, num_particles, learning_rate, tolerance, chunk_size)
     check_optimizer(optimizer, learning_rate)

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..arguments import check_arguments
 from ..psis import good_pareto_k, smooth_log_weights
 from ._verdict import Moved, judge, reasons_of_modes
 from .draws import GuideDraws, draw_from_guide
@@ -173,6 +174,7 @@ def importance_diagnostics(
         >>> report.verdict, abs(report.log_z) < 0.01
         ('usable', True)
     """
+    check_arguments("importance_diagnostics", model, model_args, model_kwargs, guide)
     draws = draw_from_guide(
         model,
         guide,

@@ -10,9 +10,10 @@ from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 
+from ..arguments import check_arguments
 from ..latents import Latents
 from .checks import spread
-from .density import LogDensity
+from .density import METHODS, LogDensity
 from .reading import init_to_center, read_latents
 from .tracing import Program
 
@@ -169,8 +170,11 @@ def vectorized_log_density(
         >>> log_density(torch.zeros(3, 1)).shape
         torch.Size([3])
     """
-    if not callable(model):
-        raise TypeError(f"{_OWNER} expected a callable model, got {type(model).__name__}.")
+    check_arguments(_OWNER, model, model_args, model_kwargs)
+    if method not in ("auto", *METHODS):
+        raise ValueError(
+            f"{_OWNER} expected method to be one of {('auto', *METHODS)}, got {method!r}."
+        )
     kwargs = dict(model_kwargs or {})
     with poutine.block(), torch.no_grad():
         trace = poutine.trace(InitMessenger(init_to_center)(model)).get_trace(*model_args, **kwargs)
