@@ -121,7 +121,8 @@ class OnePassTransform(Transform):
         return self  # the memory never changes a result, so there is nothing to switch off
 
     def __getstate__(self) -> dict:
-        return {**super().__getstate__(), "_last": None}  # a graph cannot be copied
+        # A graph cannot be copied, and an inverse that refers back is made anew when asked for.
+        return {**super().__getstate__(), "_last": None, "_inv": None}
 
 
 def _version(value: Tensor) -> int:

@@ -131,6 +131,7 @@ def results_have_the_dtype_of_the_module_not_the_default(
 def survives_copy_pickle_and_state_dict_after_use(case: Case) -> None:
     b, x, c = case.bijector(), case.x(4), case.context(4)
     b.condition(c)(x)
+    assert b.inv.inv is b  # an inverse that was asked for refers back
     expected = b.forward_and_log_det(x, c)
     loaded = case.build(case.dim)
     loaded.load_state_dict(b.state_dict())
