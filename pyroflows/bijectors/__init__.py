@@ -4,6 +4,7 @@ from .affine import FullAffine, LocScale, LowRankAffine
 from .autoregressive import Autoregressive
 from .coupling import Coupling
 from .elementwise import Elementwise
+from .exponential import MatrixExponential, Orthogonal
 from .linear import LULinear
 from .orthogonal import Householder, Permutation
 
@@ -16,5 +17,7 @@ __all__ = [
     "LULinear",
     "LocScale",
     "LowRankAffine",
+    "MatrixExponential",
+    "Orthogonal",
     "Permutation",
 ]

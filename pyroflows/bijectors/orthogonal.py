@@ -91,6 +91,9 @@ class Householder(Bijector):
 class Permutation(Bijector):
     r"""A fixed permutation of the coordinates, :math:`y_i = x_{\pi(i)}`.
 
+    :meth:`reverse` and :meth:`random` make common ones. The order is a buffer: loading a
+    ``state_dict`` brings the permutation that was saved.
+
     Args:
         order: The indices :math:`\pi`, each of :math:`0, \dots, D - 1` once, with shape
             :math:`(D)`.
@@ -109,6 +112,34 @@ class Permutation(Bijector):
         self.register_buffer("order", on_default_device(values))
         self.register_buffer("rank", on_default_device(values.argsort()))
 
+    @classmethod
+    def reverse(cls, dim: int) -> Permutation:
+        """Return the permutation that reverses the coordinates.
+
+        Args:
+            dim: Size of the vectors.
+
+        Example:
+            >>> print(Permutation.reverse(3)(torch.tensor([0.0, 1.0, 2.0])))
+            tensor([2., 1., 0.])
+        """
+        return cls(range(_checked_dim("reverse", dim) - 1, -1, -1))
+
+    @classmethod
+    def random(cls, dim: int, *, seed: int = 0) -> Permutation:
+        """Return a permutation drawn with a seed of its own: each seed is the same everywhere.
+
+        Args:
+            dim: Size of the vectors.
+            seed: The seed. Neither reads nor moves torch's global random state.
+
+        Example:
+            >>> y = Permutation.random(3, seed=1)(torch.ones(5, 3))
+        """
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+        dim = _checked_dim("random", dim)
+        return cls(torch.randperm(dim, generator=generator, device="cpu"))
+
     def forward_and_log_det(
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -124,6 +155,12 @@ class Permutation(Bijector):
     ) -> tuple[Tensor, Tensor, Tensor]:
         y, log_det = self.forward_and_log_det(x, context)
         return y, log_det, score[..., self.order]
+
+
+def _checked_dim(method: str, dim: int) -> int:
+    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
+        raise ValueError(f"Permutation.{method} expected dim to be a positive int, got {dim!r}.")
+    return dim
 
 
 def check_order(owner: str, order: Tensor | Sequence[int], dim: int | None = None) -> Tensor:
