@@ -126,7 +126,16 @@ def _families(c: int) -> dict[str, Case]:
         cases[f"flow:{flow}"] = partial(build_flow, flow, **options)
     for module in FAMILIES:
         cases |= module.builders()
-    return {k: Case(partial(build, context_dim=c), c) for k, build in cases.items()}
+    return {
+        name: Case(partial(build, context_dim=c), c, tolerances=_tolerances(name))
+        for name, build in cases.items()
+    }
+
+
+def _tolerances(name: str) -> dict[str, float]:
+    """What families state for a case, by law: ``TOLERANCES[law][name] = (tolerance, reason)``."""
+    stated = [getattr(module, "TOLERANCES", {}) for module in FAMILIES]
+    return {law: by[name][0] for by_law in stated for law, by in by_law.items() if name in by}
 
 
 CASES = {

@@ -1,6 +1,7 @@
 """Each law is broken by a bug planted for it: a law that cannot fail is not a law."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,8 +12,8 @@ from torch.distributions import Transform
 from pyroflows import Bijector, bijector, memory, numerics
 from pyroflows.bijectors import Autoregressive, Elementwise
 from pyroflows.networks import Conditioner
-from tests import laws
-from tests.cases import Bend, Case
+from tests import laws, laws_numeric, quadrature
+from tests.cases import CASES, Bend, Case
 
 pytestmark = pytest.mark.usefixtures("_double")
 
@@ -38,6 +39,35 @@ class Scale(Bijector):
 class ForgetsScaleInInverse(Scale):
     def inverse_and_log_det(self, y, context=None):
         return y, super().inverse_and_log_det(y, context)[1]
+
+
+class ClipsFarImages(Scale):
+    def inverse_and_log_det(self, y, context=None):
+        return super().inverse_and_log_det(y.clamp(-1e3, 1e3), context)
+
+
+class StopsTooEarly(Scale):
+    def inverse_and_log_det(self, y, context=None):
+        x, log_det = super().inverse_and_log_det(y, context)
+        return x * (1 + 1e-7 * torch.sin(x)), log_det
+
+
+class DetachesItsInverse(Scale):
+    def inverse_and_log_det(self, y, context=None):
+        x, log_det = super().inverse_and_log_det(y, context)
+        return x.detach() + y - y.detach(), log_det
+
+
+class LosesPartOfTheLine(Scale):
+    """All that is local holds: the inverse of the images, and the log-determinant."""
+
+    def forward_and_log_det(self, x, context=None):
+        y, log_det = super().forward_and_log_det(x, context)
+        return torch.where(x > 1, y + 0.5, y), log_det
+
+    def inverse_and_log_det(self, y, context=None):
+        edge = self.log_scale(None, context).exp()
+        return super().inverse_and_log_det(torch.where(y > edge + 0.25, y - 0.5, y), context)
 
 
 class HalvesLogDet(Scale):
@@ -158,8 +188,14 @@ BROKEN_BIJECTORS: dict[str, tuple[Callable[..., Bijector], int]] = {
     "vmap_agrees": (ReadsValues, 0),
     "compile_agrees": (ReadsValues, 0),
     "density_integrates_to_one": (HalvesLogDet, 0),
+    "gradients_through_the_inverse_are_right": (DetachesItsInverse, 0),
     "works_on_another_device": (MakesTensorsOnTheCpu, 0),
 }
+MORE_BROKEN_BIJECTORS = [
+    ("inverse_undoes_forward", ClipsFarImages),
+    ("inverse_undoes_forward", StopsTooEarly),
+    ("density_integrates_to_one", LosesPartOfTheLine),
+]
 BROKEN_MACHINERY = {
     "each_context_has_its_own_noise": (
         bijector.Conditioned,
@@ -199,6 +235,38 @@ def test_law_catches_a_broken_bijector(law: str):
     laws.LAWS[law](Case(partial(whole, context_dim=c), c))
     with pytest.raises(Exception):  # noqa: B017, PT011 (a law may fail in any way)
         laws.LAWS[law](Case(partial(build, context_dim=c), c))
+
+
+@pytest.mark.parametrize(("law", "build"), MORE_BROKEN_BIJECTORS)
+def test_law_catches_other_bugs(law: str, build: Callable[..., Bijector]):
+    with pytest.raises(AssertionError):
+        laws.LAWS[law](Case(build))
+
+
+def test_second_derivatives_through_a_root_are_checked(monkeypatch: pytest.MonkeyPatch):
+    law = laws.LAWS["gradients_through_the_inverse_are_right"]
+    law(Case(Bend))
+    monkeypatch.setattr(bijector, "newton_inverse", _without_corrections)
+    with pytest.raises(RuntimeError, match="Jacobian mismatch"):
+        law(Case(Bend))
+
+
+def test_a_density_too_rough_for_a_grid_is_integrated_by_points(monkeypatch):
+    by_points, seen = laws_numeric._mass_by_points, []
+    right, broken = (Case(b, dim=2).bijector(noise=0.5) for b in (Scale, HalvesLogDet))
+    assert abs(by_points(right, None) - 1) < 1e-4
+    assert abs(by_points(broken, None) - 1) > 1e-2
+    monkeypatch.setattr(quadrature, "MOST", 50_000)
+    monkeypatch.setattr(laws_numeric, "_mass_by_points", lambda *a: seen.append(by_points(*a)) or 1)
+    laws.LAWS["density_integrates_to_one"](CASES["flow:maf"])
+    assert seen
+
+
+def test_a_case_may_have_a_wider_bar():
+    broken, law = Case(StopsTooEarly), "inverse_undoes_forward"
+    with pytest.raises(AssertionError):
+        laws.LAWS[law](broken)
+    laws.LAWS[law](replace(broken, tolerances={law: 1e-5}))
 
 
 @pytest.mark.parametrize("law", BROKEN_MACHINERY)
