@@ -32,7 +32,7 @@ def randomized(flow: pf.Bijector) -> pf.Bijector:
 
 def test_the_recipes_of_the_package():
     names = ["affine", "diagonal", "iaf", "maf", "nice", "nsf", "nsf_coupling", "realnvp"]
-    assert names == BUILT_IN
+    assert {*names} <= {*BUILT_IN}
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

@@ -6,10 +6,13 @@ from .coupling import Coupling
 from .elementwise import Elementwise
 from .exponential import MatrixExponential, Orthogonal
 from .linear import LULinear
+from .normalization import ActNorm, BatchNorm
 from .orthogonal import Householder, Permutation
 
 __all__ = [
+    "ActNorm",
     "Autoregressive",
+    "BatchNorm",
     "Coupling",
     "Elementwise",
     "FullAffine",

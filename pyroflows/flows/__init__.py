@@ -6,6 +6,7 @@ partial, or a bijector class. Pyro's own ``AutoNormalizingFlow`` accepts one too
 
 from .autoregressions import iaf, maf, nsf
 from .couplings import nice, nsf_coupling, realnvp
+from .glow import glow
 from .linear import affine, diagonal
 from .registry import Flow, available_flows, build_flow, register_flow
 
@@ -15,6 +16,7 @@ __all__ = [
     "available_flows",
     "build_flow",
     "diagonal",
+    "glow",
     "iaf",
     "maf",
     "nice",
