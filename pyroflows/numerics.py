@@ -7,7 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["jacobian_rows", "newton_inverse"]
+from .monotone import monotone_inverse
+
+__all__ = ["jacobian_rows", "monotone_inverse", "newton_inverse"]
 
 
 def jacobian_rows(y: Tensor, x: Tensor) -> Tensor:

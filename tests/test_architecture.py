@@ -10,7 +10,7 @@ import pytest
 import pyroflows
 
 LAYERS = [
-    {"compiling"},
+    {"compiling", "monotone"},
     {"networks", "transformers", "numerics", "memory", "psis", "stick_breaking"},
     {"bijector"},
     {"bijectors"},

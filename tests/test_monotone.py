@@ -1,0 +1,70 @@
+"""The inverse of an increasing function: right wherever the root is, and in its derivatives."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from pyroflows.monotone import monotone_inverse
+
+FUNCTIONS = {
+    "identity": lambda x: x,
+    "cubic": lambda x: x + x**3,
+    "flat": lambda x: torch.asinh(x) + 1e-3 * x,
+    "steep": lambda x: torch.where(x > 0, torch.expm1(x.clamp(max=60)), x) + 1e-3 * x,
+    "step": lambda x: 1e-3 * x + 10 * torch.tanh(50 * (x - 3)),
+    "kink": lambda x: torch.where(x > 1, 100 * x - 99, x),
+}
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_solutions_near_and_far(name: str, dtype: torch.dtype):
+    y = torch.tensor([0.0, 1e-12, -1e-3, 1.0, -5.0, 1e2, -1e4, 1e6, -1e6, 1e15], dtype=dtype)
+    calls = []
+
+    def function(x: Tensor) -> Tensor:
+        calls.append(1)
+        return FUNCTIONS[name](x)
+
+    x = monotone_inverse(function, y).detach()
+    assert ((FUNCTIONS[name](x) - y).abs() <= TOLERANCE[dtype] * (1 + y.abs())).all()
+    assert len(calls) < 100
+    assert x.dtype == dtype
+
+
+def test_first_and_second_derivatives_in_all_that_the_function_holds():
+    torch.manual_seed(0)
+    y, a = (torch.randn(5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def solve(y: Tensor, a: Tensor) -> Tensor:
+        return monotone_inverse(lambda x: x + a.exp() * torch.tanh(x) + 0.1 * x**3, y)
+
+    assert torch.autograd.gradcheck(solve, (y, a))
+    assert torch.autograd.gradgradcheck(solve, (y, a))
+
+
+def test_what_has_no_solution_is_an_error_with_a_count():
+    y = torch.tensor([0.5, 2.0, 3.0])
+    with pytest.raises(RuntimeError, match="2 of 3 numbers did not converge"):
+        monotone_inverse(torch.tanh, y)
+    with pytest.raises(RuntimeError, match="1 of 1 numbers"):
+        monotone_inverse(lambda x: x * torch.nan, y[:1])
+
+
+def test_functions_of_tensors_map_it():
+    y = torch.randn(4, 3)
+
+    def solve(y: Tensor) -> Tensor:
+        return monotone_inverse(FUNCTIONS["cubic"], y)
+
+    assert_close(torch.vmap(solve)(y), solve(y))
+    slopes = 1 / (1 + 3 * solve(y[0]).square())
+    assert_close(torch.func.jacrev(solve)(y[0]), slopes.diag())
+    assert torch.vmap(lambda y: monotone_inverse(torch.tanh, y))(y + 5).isnan().all()
+
+
+def test_shapes_without_values():
+    assert monotone_inverse(FUNCTIONS["cubic"], torch.empty(0, 2)).shape == (0, 2)
+    assert monotone_inverse(FUNCTIONS["cubic"], torch.empty(3, device="meta")).shape == (3,)
