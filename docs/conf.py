@@ -8,7 +8,7 @@ from sphinx.util.docutils import SphinxDirective
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from flow_table import flow_table
+from flow_table import flow_gallery, flow_table
 
 import pyroflows
 
@@ -45,5 +45,13 @@ class FlowTable(SphinxDirective):
         return self.parse_text_to_nodes(flow_table())
 
 
+class FlowGallery(SphinxDirective):
+    """The pictures of the registered flows, made by ``examples/gallery.py``."""
+
+    def run(self):
+        return self.parse_text_to_nodes(flow_gallery(), allow_section_headings=True)
+
+
 def setup(app):
     app.add_directive("flow-table", FlowTable)
+    app.add_directive("flow-gallery", FlowGallery)

@@ -24,6 +24,14 @@ def flow_table():
     return HEADER + "".join(_row(name) for name in pf.available_flows())
 
 
+def flow_gallery():
+    """Return a picture of each registered flow in Markdown, under its name and what it is."""
+    return "".join(
+        f"## `{name}`\n\n{_summary(name)}.\n\n![{name}](/images/gallery/{name}.png)\n\n"
+        for name in pf.available_flows()
+    )
+
+
 def _row(name):
     flow = pf.build_flow(name, DIM)
     sample, score = (
