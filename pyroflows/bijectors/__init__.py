@@ -8,6 +8,7 @@ from .exponential import MatrixExponential, Orthogonal
 from .linear import LULinear
 from .normalization import ActNorm, BatchNorm
 from .orthogonal import Householder, Permutation
+from .planar import Planar
 
 __all__ = [
     "ActNorm",
@@ -23,4 +24,5 @@ __all__ = [
     "MatrixExponential",
     "Orthogonal",
     "Permutation",
+    "Planar",
 ]

@@ -9,6 +9,7 @@ from .couplings import nice, nsf_coupling, realnvp
 from .glow import glow
 from .linear import affine, diagonal
 from .registry import Flow, available_flows, build_flow, register_flow
+from .ridges import planar
 
 __all__ = [
     "Flow",
@@ -22,6 +23,7 @@ __all__ = [
     "nice",
     "nsf",
     "nsf_coupling",
+    "planar",
     "realnvp",
     "register_flow",
 ]

@@ -1,0 +1,34 @@
+"""Makes ``planar.json``: Pyro's planar layers at drawn parameters. Run it with Pyro installed."""
+
+import json
+from pathlib import Path
+
+import pyro
+import torch
+from pyro.distributions.transforms import Planar
+
+
+def frozen(dim: int) -> dict:
+    layer = Planar(dim)
+    with torch.no_grad():
+        for parameter in (layer.bias, layer.u, layer.w):
+            parameter.copy_(torch.randn(parameter.shape))
+        x = 2 * torch.randn(6, dim)
+        y = layer(x)
+        found = {
+            "shift": layer.u_hat(layer.u, layer.w),  # u hat, as constrained
+            "direction": layer.w,
+            "bias": layer.bias[0],
+            "x": x,
+            "y": y,
+            "log_det": layer.log_abs_det_jacobian(x, y),
+        }
+    return {name: value.tolist() for name, value in found.items()}
+
+
+if __name__ == "__main__":
+    torch.set_default_dtype(torch.float64)
+    pyro.set_rng_seed(0)
+    cases = [frozen(dim) for dim in (1, 2, 5)]
+    text = json.dumps({"pyro": pyro.__version__, "cases": cases}, indent=1)
+    Path(__file__).with_suffix(".json").write_text(text + "\n")

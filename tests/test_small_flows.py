@@ -1,0 +1,76 @@
+"""What planar, radial and Sylvester layers promise beyond the laws."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from pyroflows import build_flow
+from pyroflows.bijectors import Planar, _ridge
+from tests import laws
+from tests.case import Case
+from tests.families import planar
+
+pytestmark = pytest.mark.usefixtures("_double")
+BUILDERS = planar.builders()
+LAYERS = {name: build for name, build in BUILDERS.items() if not name.startswith("flow:")}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_compiles_in_both_directions(name: str):
+    laws.compile_agrees(Case(LAYERS[name]))
+    layer, y = Case(LAYERS[name]).bijector(), torch.randn(4, 3)
+    compiled = torch.compile(layer.inverse_and_log_det, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(y), layer.inverse_and_log_det(y))
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("dim", [1, 4])
+def test_starts_at_the_identity(name: str, dim: int):
+    x = torch.randn(6, dim)
+    for method in ("forward_and_log_det", "inverse_and_log_det"):
+        y, log_det = getattr(BUILDERS[name](dim), method)(x)
+        assert_close(y, x, atol=1e-12, rtol=0)
+        assert_close(log_det, torch.zeros(6), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", _ridge.RIDGES)
+def test_roots_hold_to_rounding_for_all_slopes(name: str, dtype: torch.dtype):
+    log_slope = torch.linspace(-6.9, 6.9, 101, dtype=dtype)[:, None]
+    sizes = torch.logspace(-8, 7, 1001, dtype=dtype)
+    t = torch.cat([-sizes, torch.zeros(1, dtype=dtype), sizes])
+    s = _ridge.RIDGES[name].root(t, log_slope)
+    moved = log_slope.expm1() * _ridge.RIDGES[name].value(s)
+    error = (s + moved - t).abs()
+    assert (error <= 8 * torch.finfo(dtype).eps * (s.abs() + moved.abs() + t.abs())).all()
+
+
+def test_the_slope_across_a_plane_is_bounded_on_both_sides():
+    layer = Planar(2)
+    for size in (-1e8, 1e8):
+        with torch.no_grad():
+            layer.shift.copy_(size * layer.anchor_direction)
+        x = -layer.anchor_bias * layer.anchor_direction  # on the plane
+        assert 6.8 < layer.forward_and_log_det(x)[1].abs() < 7
+
+
+def test_a_direction_that_vanishes_is_a_shift():
+    layer = Planar(2)
+    with torch.no_grad():
+        layer.direction.copy_(-layer.anchor_direction)
+        layer.shift.fill_(0.5)
+    y, log_det = layer.forward_and_log_det(torch.randn(5, 2))
+    (y.sum() + log_det.sum()).backward()
+    assert_close(log_det.detach(), torch.zeros(5))
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_a_wrong_activation_is_named():
+    with pytest.raises(ValueError, match="Planar expected activation to be one of tanh, leaky_r"):
+        Planar(2, activation="relu")
+
+
+@pytest.mark.parametrize("name", ["planar"])
+def test_a_flow_without_layers_is_refused(name: str):
+    with pytest.raises(ValueError, match="num_layers expected a positive int"):
+        build_flow(name, 2, num_layers=0)
