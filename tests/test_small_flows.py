@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from pyroflows import build_flow
-from pyroflows.bijectors import Planar, _ridge
+from pyroflows.bijectors import Planar, Radial, _ridge
 from tests import laws
 from tests.case import Case
 from tests.families import planar
@@ -65,12 +65,40 @@ def test_a_direction_that_vanishes_is_a_shift():
     assert all(p.grad.isfinite().all() for p in layer.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_centre_of_a_radial_layer_is_like_any_other_point(dtype: torch.dtype):
+    layer = Case(Radial).bijector(dtype)
+    centre = (layer.anchor_centre + layer.centre).detach()
+    for size in (0.0, 1e-30, 1e-8):  # towards the centre
+        x = (centre + size).requires_grad_()
+        for method in (layer.forward_and_log_det, layer.inverse_and_log_det):
+            y, log_det = method(x)
+            near = method(centre + 1e-3)[1]
+            assert_close(log_det, near, atol=1e-2, rtol=0)
+            leaves = [x, *layer.parameters()]
+            gradients = torch.autograd.grad(y.sum() + log_det, leaves, create_graph=True)
+            total = sum(g.sum() for g in gradients)
+            second = torch.autograd.grad(total, leaves, materialize_grads=True)
+            assert all(g.isfinite().all() for g in (*gradients, *second))
+
+
+@pytest.mark.parametrize("size", [1e6, 1e20, 1e30])
+def test_a_radial_layer_is_finite_where_squares_are_not(size: float):
+    layer, x = Case(Radial).bijector(torch.float32), torch.full((3,), size)
+    x = x.float().requires_grad_()
+    for method in (layer.forward_and_log_det, layer.inverse_and_log_det):
+        y, log_det = method(x)
+        gradients = torch.autograd.grad(y.sum() + log_det, [x, *layer.parameters()])
+        assert all(v.isfinite().all() for v in (y, log_det, *gradients))
+        assert_close(y, x)
+
+
 def test_a_wrong_activation_is_named():
     with pytest.raises(ValueError, match="Planar expected activation to be one of tanh, leaky_r"):
         Planar(2, activation="relu")
 
 
-@pytest.mark.parametrize("name", ["planar"])
+@pytest.mark.parametrize("name", ["planar", "radial"])
 def test_a_flow_without_layers_is_refused(name: str):
     with pytest.raises(ValueError, match="num_layers expected a positive int"):
         build_flow(name, 2, num_layers=0)

@@ -9,6 +9,7 @@ from .linear import LULinear
 from .normalization import ActNorm, BatchNorm
 from .orthogonal import Householder, Permutation
 from .planar import Planar
+from .radial import Radial
 
 __all__ = [
     "ActNorm",
@@ -25,4 +26,5 @@ __all__ = [
     "Orthogonal",
     "Permutation",
     "Planar",
+    "Radial",
 ]

@@ -8,13 +8,15 @@ from .autoregressions import iaf, maf, nsf
 from .couplings import nice, nsf_coupling, realnvp
 from .glow import glow
 from .linear import affine, diagonal
+from .polynomials import bpf, sospf
 from .registry import Flow, available_flows, build_flow, register_flow
-from .ridges import planar
+from .ridges import planar, radial
 
 __all__ = [
     "Flow",
     "affine",
     "available_flows",
+    "bpf",
     "build_flow",
     "diagonal",
     "glow",
@@ -24,6 +26,8 @@ __all__ = [
     "nsf",
     "nsf_coupling",
     "planar",
+    "radial",
     "realnvp",
     "register_flow",
+    "sospf",
 ]

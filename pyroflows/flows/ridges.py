@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..bijector import Bijector, Compose
-from ..bijectors import Planar
+from ..bijectors import Planar, Radial
 from .layers import checked_layers
 from .registry import register_flow
 
-__all__ = ["planar"]
+__all__ = ["planar", "radial"]
 
 
 @register_flow("planar")
@@ -27,3 +27,16 @@ def planar(
         Planar(dim, activation=activation, **options) for _ in range(checked_layers(num_layers))
     ]
     return Compose(*layers)
+
+
+@register_flow("radial")
+def radial(
+    dim: int,
+    *,
+    context_dim: int = 0,
+    num_layers: int = 16,
+    hidden_dims: Sequence[int] = (64, 64),
+) -> Bijector:
+    """Stretches around one point each: few parameters, both ways in closed form."""
+    options = {"context_dim": context_dim, "hidden_dims": hidden_dims}
+    return Compose(*(Radial(dim, **options) for _ in range(checked_layers(num_layers))))

@@ -3,7 +3,7 @@
 from functools import partial
 
 from pyroflows import build_flow
-from pyroflows.bijectors import Planar
+from pyroflows.bijectors import Planar, Radial
 from tests.case import HIDDEN
 
 
@@ -11,5 +11,7 @@ def builders():
     return {
         "planar": partial(Planar, hidden_dims=HIDDEN),
         "planar-leaky_relu": partial(Planar, activation="leaky_relu", hidden_dims=HIDDEN),
-        "flow:planar": partial(build_flow, "planar", num_layers=4, hidden_dims=HIDDEN),
+        "flow:planar": partial(build_flow, "planar", num_layers=2, hidden_dims=HIDDEN),
+        "radial": partial(Radial, hidden_dims=HIDDEN),
+        "flow:radial": partial(build_flow, "radial", num_layers=2, hidden_dims=HIDDEN),
     }
