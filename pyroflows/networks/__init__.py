@@ -2,6 +2,9 @@
 
 from .chain import Activation as Activation
 from .conditioner import Conditioner
+from .hermite import Hermite
 from .masked import MaskedConditioner
+from .own import Network as Network
+from .separate import SeparateConditioner
 
-__all__ = ["Conditioner", "MaskedConditioner"]
+__all__ = ["Conditioner", "Hermite", "MaskedConditioner", "SeparateConditioner"]

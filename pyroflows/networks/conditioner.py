@@ -9,6 +9,7 @@ import torch
 from torch import Size, Tensor, nn
 
 from .chain import FINAL_SCALE, Activation, Chain, check_given, check_hidden, concatenate
+from .own import Network, Own
 
 __all__ = ["Conditioner"]
 
@@ -28,9 +29,14 @@ class Conditioner(nn.Module):
             that acts elementwise.
         residual: Whether each hidden layer after the first adds to the one before it, which
             needs hidden layers of one size.
+        network: A network of one's own in place of the above: called with the numbers of inputs
+            (the inputs proper, then the context) and outputs, it returns a module that takes and
+            gives them, with one batch dimension, each point alone. Its outputs are multiplied by
+            trained numbers that start at zero. ``nn.Linear`` will do, or :class:`Hermite`.
 
     Raises:
-        TypeError: When called, if inputs or context are missing or unexpected.
+        TypeError: If ``network`` returns no module or, when called, inputs or context are missing
+            or unexpected.
         ValueError: If an option is wrong or, when called, a width.
 
     Example:
@@ -48,6 +54,7 @@ class Conditioner(nn.Module):
         hidden_dims: Sequence[int] = (64, 64),
         activation: Activation = "relu",
         residual: bool = False,
+        network: Network | None = None,
     ) -> None:
         super().__init__()
         self.shape = Size(shape)
@@ -56,6 +63,8 @@ class Conditioner(nn.Module):
         self.net = None
         if input_dim + context_dim == 0:
             self.raw = nn.Parameter(FINAL_SCALE * torch.randn(self.shape))
+        elif network is not None:
+            self.net = Own(network, input_dim + context_dim, self.shape.numel())
         else:
             dims = [input_dim + context_dim, *check_hidden(hidden_dims, residual)]
             linears = [nn.Linear(i, o) for i, o in pairwise([*dims, self.shape.numel()])]
