@@ -76,7 +76,8 @@ def _solve(function: Callable[[Tensor], Tensor], y: Tensor, start: Tensor) -> tu
         1 + start.abs().expand_as(y),
         torch.zeros_like(y, dtype=torch.bool),
     )
-    for _ in range(_STEPS_UNSEEN if unseen else _MAX_STEPS):
+    steps = 1 if y.is_meta else _STEPS_UNSEEN if unseen else _MAX_STEPS
+    for _ in range(steps):
         state = _advance(function, y, state)
         if not unseen and state.done.all():
             return state.x, state.slope
