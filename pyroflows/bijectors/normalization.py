@@ -28,7 +28,8 @@ class ActNorm(Bijector):
       flow, so that each of its layers sees what reaches it;
     - with ``first_batch`` set, the first batch in training mode that comes by in that direction
       does it. Data come by the inverse, as under ``log_prob``, unless the layer is in an inverted
-      flow. Batches that are traced, compiled or mapped by ``torch.func`` are let by.
+      flow. Batches of one point, and those that are traced, compiled or mapped by ``torch.func``,
+      are let by.
 
     Whether it has happened is in the buffer ``initialized``: a layer that was loaded, copied or
     pickled keeps its parameters.
@@ -165,7 +166,7 @@ class ActNorm(Bijector):
             self.initialize_(data, direction=direction)
 
     def _is_first(self, data: Tensor, direction: str) -> bool:
-        if direction != self.first_batch or not self.training or not data.numel():
+        if direction != self.first_batch or not self.training or data.shape[:-1].numel() < 2:
             return False
         if torch.compiler.is_compiling() or is_traced(data):
             return False
@@ -296,7 +297,7 @@ def _moments(owner: str, data: Tensor) -> tuple[Tensor, Tensor]:
         warnings.warn(
             f"{owner}: {len(which)} of {data.shape[-1]} columns have one value in all {len(data)} "
             f"points, so their scale stays 1: {which[:10]}.",
-            stacklevel=2,
+            stacklevel=3,
         )
     return mean, torch.where(constant, 1, std)
 
