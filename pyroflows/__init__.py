@@ -1,5 +1,6 @@
 """Normalizing flows for Pyro."""
 
+from .bases import Base, available_bases, build_base
 from .bijector import Bijector, Compose, Inverse
 from .diagnostics import compare_fits, plot_fit, plot_posteriors, to_inference_data
 from .energy import EnergyModel, energy_model
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AutoFlow",
+    "Base",
     "Bijector",
     "CompiledLoss",
     "Compose",
@@ -29,7 +31,9 @@ __all__ = [
     "Inverse",
     "NeuTraReparam",
     "PathELBO",
+    "available_bases",
     "available_flows",
+    "build_base",
     "build_flow",
     "compare_fits",
     "energy_model",

@@ -14,7 +14,7 @@ LAYERS = [
     {"networks", "transformers", "numerics", "memory", "psis", "stick_breaking"},
     {"bijector"},
     {"bijectors"},
-    {"flows"},
+    {"flows", "bases"},
     {"arguments", "latents", "energy"},
     {"log_density"},
     {"guides"},
