@@ -98,7 +98,8 @@ def _advance(function: Callable[[Tensor], Tensor], y: Tensor, state: _State) -> 
     low = torch.where(error <= 0, torch.maximum(state.low, x), state.low)
     high = torch.where(error >= 0, torch.minimum(state.high, x), state.high)
     eps = torch.finfo(x.dtype).eps
-    rounding = _ROUNDING * eps * (y.abs() + slope * x.abs()) + torch.finfo(x.dtype).tiny
+    # An image near zero may be the difference of numbers near one, as wrong as these are.
+    rounding = _ROUNDING * eps * (y.abs() + slope * (1 + x.abs())) + torch.finfo(x.dtype).tiny
     near = error.isfinite() & (error.abs() <= rounding)
     bracketed = low.isfinite() & high.isfinite()
     tight = bracketed & (high - low <= 2 * eps * torch.maximum(low.abs(), high.abs()))
