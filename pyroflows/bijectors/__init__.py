@@ -10,6 +10,7 @@ from .normalization import ActNorm, BatchNorm
 from .orthogonal import Householder, Permutation
 from .planar import Planar
 from .radial import Radial
+from .sylvester import Sylvester
 
 __all__ = [
     "ActNorm",
@@ -27,4 +28,5 @@ __all__ = [
     "Permutation",
     "Planar",
     "Radial",
+    "Sylvester",
 ]

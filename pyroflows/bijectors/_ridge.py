@@ -55,7 +55,8 @@ class Tanh:
         with torch.no_grad():
             s = _one_sided_newton(t, slope, excess)
             steepness = _slope(s.tanh(), slope)
-        for _ in range(2):  # chord steps from the root: right up to second derivatives
+        for _ in range(2 if torch.is_grad_enabled() else 0):
+            # Chord steps from the root are right up to second derivatives.
             s = s - (s + excess * s.tanh() - t) / steepness
         return s
 

@@ -65,13 +65,13 @@ class Householder(Bijector):
     def forward_and_log_det(
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        y = _reflect(x, self._directions(context).flip(-2))
+        y = reflect(x, self._directions(context).flip(-2))
         return y, y.new_zeros(y.shape[:-1])
 
     def inverse_and_log_det(
         self, y: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        x = _reflect(y, self._directions(context))
+        x = reflect(y, self._directions(context))
         return x, x.new_zeros(x.shape[:-1])
 
     def _forward_with_score(
@@ -179,7 +179,7 @@ def on_default_device(indices: Tensor) -> Tensor:
     return indices.to(torch.get_default_device())
 
 
-def _reflect(x: Tensor, vectors: Tensor) -> Tensor:
+def reflect(x: Tensor, vectors: Tensor) -> Tensor:
     """Apply the reflections in turn, the first vector first."""
     tiny = torch.finfo(x.dtype).tiny
     for v in vectors.unbind(-2):

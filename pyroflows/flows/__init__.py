@@ -10,7 +10,7 @@ from .glow import glow
 from .linear import affine, diagonal
 from .polynomials import bpf, sospf
 from .registry import Flow, available_flows, build_flow, register_flow
-from .ridges import planar, radial
+from .ridges import planar, radial, sylvester
 
 __all__ = [
     "Flow",
@@ -30,4 +30,5 @@ __all__ = [
     "realnvp",
     "register_flow",
     "sospf",
+    "sylvester",
 ]
