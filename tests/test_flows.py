@@ -156,7 +156,7 @@ def test_bad_options_are_refused(name, options, error, message):
 def test_unknown_names_get_the_closest_match():
     with pytest.raises(ValueError, match=r"choose one of affine, .*Did you mean 'realnvp'"):
         pf.build_flow("RealNVP2", 2)
-    with pytest.raises(ValueError, match=r"Unknown flow 'zzz': choose one of affine, .*realnvp.$"):
+    with pytest.raises(ValueError, match=r"Unknown flow 'zzz': choose one of affine, .*realnvp"):
         pf.build_flow("zzz", 2)
     with pytest.raises(TypeError, match="expected a name or a recipe, got int"):
         pf.build_flow(3, 2)
