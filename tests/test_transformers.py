@@ -92,3 +92,15 @@ def test_spline_round_trip_in_single_precision_with_wild_parameters():
 def test_bad_options_are_refused(build, message: str):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("noise", [1.0, 3.0, 6.0])
+def test_the_inverse_of_a_spline_is_as_exact_as_its_slopes_allow(noise: float):
+    """In single precision, where a difference of large numbers would cost digits."""
+    spline = RationalQuadraticSpline(num_bins=4, bound=3.0)
+    y = 5.9 * torch.rand(20_000, dtype=torch.float32) - 2.95
+    raws = noise * torch.randn(20_000, spline.num_params, dtype=torch.float32)
+    exact, log_slope = spline.inverse_and_log_det(y.double(), raws.double())
+    rounding = torch.finfo(torch.float32).eps * spline.bound * (1 + log_slope.exp())
+    for inverse in (spline.inverse_and_log_det, spline.plain_inverse):
+        assert ((inverse(y, raws)[0] - exact).abs() <= 6 * rounding).all()

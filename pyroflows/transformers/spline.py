@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from .fused import FusedTransformer, State, bounded
 from .spline_dispatch import kernels_for, restored
-from .spline_kernel import Box
+from .spline_kernel import Box, place
 
 __all__ = ["RationalQuadraticSpline"]
 
@@ -72,13 +72,7 @@ class RationalQuadraticSpline(FusedTransformer):
         value, inside = self._to_box(y)
         (x0, y0), (w, h), d0, d1 = self._find(value, params, axis=1)
         s = h / w
-        # The root in [0, 1] of a z^2 + b z + c (eqs. 26-29), all divided by h.
-        t = (value - y0) / h
-        curve = t * (d0 + d1 - 2 * s)
-        a, b, c = s - d0 + curve, d0 - curve, -s * t
-        # Where rounding makes it negative; at zero itself the square root has no slope.
-        root = (b.square() - 4 * a * c).clamp_min(torch.finfo(s.dtype).tiny).sqrt()
-        z = (-2 * c / (b + root)).clamp(0, 1)
+        z = place((value - y0) / h, s, d0, d1)
         x = torch.addcmul(x0, w, z) - self.bound
         slope = _rational_quadratic(z, s, d0, d1)[1]
         return torch.where(inside, x, y), torch.where(inside, -slope.log(), 0)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Bin", "Box", "SplineState", "bounded_exp"]
+__all__ = ["Bin", "Box", "SplineState", "bounded_exp", "place"]
 
 
 class SplineState(NamedTuple):
@@ -80,12 +80,7 @@ class Box(NamedTuple):
     def inverse(self, y: Tensor, raws: Tensor) -> tuple[Tensor, Tensor, SplineState]:
         value, found = self._find(y, raws, axis=1)
         (x0, y0), (w, h), (d0, d1) = found.left, found.size, found.slopes
-        # The root in [0, 1] of a z^2 + b z + c (eqs. 26-29), all divided by h.
-        s, t = h / w, (value - y0).div_(h)
-        curve = (d0 + d1).sub_(s, alpha=2).mul_(t)
-        a, b, c = (s - d0).add_(curve), d0 - curve, t.mul_(s).neg_()
-        root = torch.addcmul(b.square(), a, c, value=-4).clamp_min_(0).sqrt_()
-        state = found.at(c.mul_(-2).div_(b + root).clamp_(0, 1))
+        state = found.at(place((value - y0).div_(h), h / w, d0, d1))
         x = torch.addcmul(x0, w, state.z).sub_(self.bound)
         inside = found.inside
         return torch.where(inside, x, y), torch.where(inside, state.slope.log(), 0), state
@@ -220,3 +215,19 @@ def _add_log_slope(
     shared = over.mul_(state.t)
     d0.addcmul_(u.square_(), inverse).sub_(shared, alpha=2)
     d1.addcmul_(square, inverse).sub_(shared, alpha=2)
+
+
+def place(t: Tensor, s: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
+    r"""How far along its bin the value is that is a part :math:`t` up it, both from 0 to 1.
+
+    The root of eq. 29 without its differences, which lose all digits where slopes are uneven: the
+    discriminant is :math:`e^2 + 4 s^2 t (1 - t)` with :math:`e = d_0 (1 - t) - d_1 t`, and where
+    :math:`e < 0` the equation is that of the bin seen from its other end.
+    """
+    t = t.clamp(0, 1)
+    rest = 1 - t
+    twice = s + s
+    up, down, e = twice * t, twice * rest, torch.addcmul(d0 * rest, d1, t, value=-1)
+    ahead = e >= 0
+    far = torch.addcmul(e.square(), up, down).sqrt() + torch.where(ahead, e, -e)
+    return torch.where(ahead, up, far) / (far + torch.where(ahead, up, down))

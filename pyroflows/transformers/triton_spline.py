@@ -281,12 +281,13 @@ def _place(
 ) -> Any:
     """The place in the bin, from 0 to 1."""
     if INVERSE:
-        # The root in [0, 1] of a z^2 + b z + c (eqs. 26-29), all divided by h.
+        # As in the eager place: no differences that lose digits.
         s, t = h / w, (value - y0) / h
-        curve = t * (d0 + d1 - 2 * s)
-        a, b, c = s - d0 + curve, d0 - curve, -s * t
-        square = b * b - 4 * a * c
-        z = -2 * c / (b + tl.sqrt(tl.where(square < 0, 0.0, square)))
+        t = tl.where(t < 0, 0.0, t)
+        t = tl.where(t > 1, 1.0, t)
+        up, down, e = 2 * s * t, 2 * s * (1 - t), d0 * (1 - t) - d1 * t
+        far = tl.sqrt(e * e + up * down) + tl.where(e < 0, -e, e)
+        z = tl.where(e < 0, far, up) / (far + tl.where(e < 0, down, up))
     else:
         z = (value - x0) / w
     z = tl.where(z < 0, 0.0, z)  # what is not a number stays so
