@@ -56,20 +56,14 @@ def inverse_undoes_forward(case: Case, dtype: torch.dtype = torch.float64) -> No
 
 
 def _come_back(case: Case, there: Direction, back: Direction, x: Tensor, c: Tensor | None) -> None:
-    eps = torch.finfo(x.dtype).eps
     bar = max(case.tolerance("inverse_undoes_forward"), BAR[x.dtype])
-    point = x.clone().requires_grad_()
-    y, log_det = there(point, c)
-    matrix = jacobian_rows(y, point).double()
-    slope = torch.zeros_like(x)
-    if log_det.requires_grad:
-        (slope,) = torch.autograd.grad(log_det.sum(), point, materialize_grads=True)
+    y, log_det, slope, amplified = _rounded(there, x, c)
     with torch.no_grad():
         again, back_log_det = back(y, c)
     assert all(v.isfinite().all() for v in (y, log_det, again, back_log_det))
-    size = y.detach().abs().double()[..., None] + matrix.abs() @ x.abs().double()[..., None]
-    amplified = (torch.linalg.inv(matrix).abs() @ size)[..., 0]
-    may = bar * (1 + x.abs()) + ROUNDINGS * eps * amplified
+    if ((again - x).abs() > bar * (1 + x.abs())).any():  # slopes may change in between
+        amplified = torch.maximum(amplified, _rounded(there, again, c)[-1])
+    may = bar * (1 + x.abs()) + amplified
     known = (may < 0.1 * (1 + x.abs())).all(-1, keepdim=True)
     may = torch.where(known, may, torch.inf)
     error = (again - x).abs()
@@ -77,6 +71,21 @@ def _come_back(case: Case, there: Direction, back: Direction, x: Tensor, c: Tens
     may_log = bar * (1 + log_det.abs()) + (slope.abs() * may).nan_to_num().sum(-1)
     error = (back_log_det + log_det).abs()
     assert (error <= may_log).all(), f"log-determinants differ by {error.max():.1e}"
+
+
+def _rounded(
+    there: Direction, x: Tensor, c: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Image, log-determinant and its gradient, and what rounding the image does to the point."""
+    point, slope = x.clone().requires_grad_(), torch.zeros_like(x)
+    y, log_det = there(point, c)
+    matrix = jacobian_rows(y, point).double()
+    if log_det.requires_grad:
+        (slope,) = torch.autograd.grad(log_det.sum(), point, materialize_grads=True)
+    y, log_det = y.detach(), log_det.detach()
+    size = y.abs().double()[..., None] + matrix.abs() @ x.abs().double()[..., None]
+    amplified = (torch.linalg.inv(matrix).abs() @ size)[..., 0]
+    return y, log_det, slope, ROUNDINGS * torch.finfo(x.dtype).eps * amplified
 
 
 @law

@@ -9,7 +9,7 @@ from torch import Tensor
 
 NODES = {1: 8, 2: 5}  # of each Gauss-Legendre rule and coordinate
 FIRST = {1: 9, 2: 4}  # levels at which all cells are halved
-MOST = 200_000  # evaluations
+MOST = 120_000  # evaluations
 LEVELS = 16
 
 

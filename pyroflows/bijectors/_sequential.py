@@ -9,6 +9,7 @@ unit waits, as there are where hidden layers are narrow, are inverted in one ste
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -31,7 +32,8 @@ class _Plan(NamedTuple):
 
     units: list[list[int]]  # of the inputs and of each hidden layer, by degree
     order: list[int]  # of the coordinates
-    rank: Sequence[int]
+    place: list[int]  # of each coordinate in that order
+    starts: list[int]  # of the steps, as places
     sizes: list[int]  # of the steps, in coordinates
     ends: list[list[int]]  # of each hidden layer, how many units are known at each step
 
@@ -78,23 +80,22 @@ def inverse_in_steps(
         start.append(_rows(context, batch))
     run = _Steps.apply if _is_own(net.activation) else _run_plainly
     x, log_det = run(layer, images, torch.cat(start), *_sorted_matrices(conditioner, plan))
-    x = _picked(x, plan.rank).mT.reshape(*batch, len(plan.order))
+    x = _picked(x, plan.place).mT.reshape(*batch, len(plan.order))
     return x.contiguous(), log_det.reshape(batch)
 
 
 def _plan(degrees: Sequence[tuple[int, ...]], dim: int) -> _Plan:
     units = [_by_degree(layer) for layer in degrees]
-    rank = degrees[0][:dim]
-    known = [[0] * dim for _ in degrees[1:]]  # units of each hidden layer, of degree below i
-    for numbers, layer, sorted_units in zip(known, degrees[1:], units[1:], strict=True):
-        last = 0
-        for i in range(dim):
-            while last < len(layer) and layer[sorted_units[last]] < i:
-                last += 1
-            numbers[i] = last
-    starts = [i for i in range(dim) if not known or i == 0 or any(n[i] > n[i - 1] for n in known)]
+    order = _by_degree(degrees[0][:dim])
+    levels = [degrees[0][i] for i in order]
+    known = [  # units of each hidden layer that see nothing of this level
+        [bisect_left(sorted(layer), level) for level in levels] for layer in degrees[1:]
+    ]
+    waits = known or [levels]
+    starts = [i for i in range(dim) if i == 0 or any(n[i] > n[i - 1] for n in waits)]
     sizes = [end - start for start, end in pairwise([*starts, dim])]
-    return _Plan(units, _by_degree(rank), rank, sizes, [[n[i] for i in starts] for n in known])
+    ends = [[n[i] for i in starts] for n in known]
+    return _Plan(units, order, _by_degree(tuple(order)), starts, sizes, ends)
 
 
 def _by_degree(degrees: tuple[int, ...]) -> list[int]:
@@ -209,7 +210,7 @@ def _run(
             value = torch.mm(weights, values)
             before = value if before is None or not layer.residual else before + value
             target.copy_(layer.activation(before))
-        known = 1 + layer.plan.ends[-1][i] if inner else num_start + i
+        known = 1 + layer.plan.ends[-1][i] if inner else num_start + layer.plan.starts[i]
         by_known = by_raw.narrow(2, 0, known).flatten(0, 1)
         raw = torch.mm(by_known, seen[-1].narrow(0, 0, known)).view(by_raw.shape[0], -1)
         x, log_slope, *_ = invert(images.view(-1), raw)
@@ -320,7 +321,7 @@ def _sweep_back(
             torch.mul(move[i], by_y[i], out=by_raws[i])
         else:
             torch.addcmul(fixed[i], move[i], by_y[i], out=by_raws[i])
-        known = 1 + layer.plan.ends[-1][i] if layer.plan.ends else num_start + i
+        known = 1 + layer.plan.ends[-1][i] if layer.plan.ends else num_start + layer.plan.starts[i]
         by_known = by_raw[i].narrow(2, 0, known).flatten(0, 1)
         last.narrow(0, 0, known).addmm_(by_known.mT, by_raws[i].flatten(0, 1))
         after = None

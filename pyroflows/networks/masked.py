@@ -11,6 +11,7 @@ import torch
 from torch import Size, Tensor, nn
 
 from .chain import Activation, Chain, MaskedLinear, check_given, check_hidden, concatenate
+from .graph import Adjacency, by_adjacency, by_order
 
 __all__ = ["MaskedConditioner"]
 
@@ -26,6 +27,11 @@ class MaskedConditioner(nn.Module):
         dim: Number of coordinates.
         num_params: Number of raw parameters per coordinate.
         order: The coordinates, first to last; as they come if not given.
+        num_passes: Number of groups, of one size to one, in which each coordinate sees those of
+            the groups before its own; a group for each coordinate if not given.
+        adjacency: In place of both, which coordinates each one sees: booleans with shape
+            :math:`(D, D)`, or :math:`(D, D + C)` with what it sees of the context, or a mapping of
+            coordinates to those that they see.
         context_dim: Size of the context, or 0 for none.
         hidden_dims: Sizes of the hidden layers.
         activation: As in :class:`Conditioner`.
@@ -47,6 +53,8 @@ class MaskedConditioner(nn.Module):
         num_params: int,
         *,
         order: Sequence[int] | None = None,
+        num_passes: int | None = None,
+        adjacency: Adjacency | None = None,
         context_dim: int = 0,
         hidden_dims: Sequence[int] = (64, 64),
         activation: Activation = "relu",
@@ -55,23 +63,21 @@ class MaskedConditioner(nn.Module):
         super().__init__()
         self.shape = Size((dim, num_params))
         self.context_dim = context_dim
-        self.order = order = list(range(dim) if order is None else order)
-        self.is_sorted = order == list(range(dim))
-        rank = torch.tensor(order, device="cpu").argsort()
-        lowest = -1 if context_dim or dim == 1 else 0
-        self.rank = rank.tolist()
-        # A unit of degree k sees coordinates of rank 0..k; the context has degree -1: all see it.
-        # Some hidden units must have degree -1, or the first coordinate would ignore the context.
-        degrees = torch.cat([rank, torch.full((context_dim,), -1, device="cpu")])
-        self.degrees = [tuple(degrees.tolist())]  # of the inputs, then of each hidden layer
-        linears: list[nn.Linear] = []
-        for width in check_hidden(hidden_dims, residual):
-            hidden = _spread(lowest, dim - 2, width)
-            linears.append(MaskedLinear(hidden[:, None] >= degrees))
-            degrees = hidden
-            self.degrees.append(tuple(degrees.tolist()))
-        outputs = rank.repeat(num_params)  # see _outputs_first
-        linears.append(MaskedLinear(outputs[:, None] > degrees))
+        hidden = check_hidden(hidden_dims, residual)
+        if adjacency is None:
+            order = list(range(dim) if order is None else order)
+            structure = by_order(order, num_passes, context_dim, hidden)
+        elif order is not None or num_passes is not None:
+            raise ValueError("An adjacency says all: leave out order and num_passes.")
+        else:
+            structure = by_adjacency(adjacency, dim, context_dim, hidden)
+        self.order, self.levels, self.degrees, masks = structure
+        self.is_sorted = self.order == list(range(dim))
+        self.place = sorted(range(dim), key=lambda i: self.order[i])
+        self.num_passes = 1 + max(self.levels)
+        *inner, last = masks
+        last = last.repeat(num_params, 1)  # see _outputs_first
+        linears = [MaskedLinear(mask) for mask in (*inner, last)]
         self.net = Chain(linears, activation, residual)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -110,7 +116,8 @@ class MaskedConditioner(nn.Module):
         starts = range(0, dim, max(4, -(-dim // 4)))
         pulled = []
         for start, end in pairwise((*starts, dim)):
-            counts = [bisect_right(degrees, end - 2) for degrees in self.degrees[1:]]
+            highest = self.levels[self.order[end - 1]] - 1
+            counts = [bisect_right(degrees, highest) for degrees in self.degrees[1:]]
             members = self._members(start, end)
             rows = each[members] @ last[members][..., : counts[-1] if counts else None]
             if end == dim:  # the total sees all units, and so does the last coordinate
@@ -118,16 +125,7 @@ class MaskedConditioner(nn.Module):
                 rows = torch.cat([rows, whole[None]])
             pulled.append(self.net.pull(rows, weights, slopes, counts)[..., :dim])
         rows = torch.cat(pulled).view(dim + 1, *batch, dim)
-        return (rows[:-1] if self.is_sorted else rows[self.rank]), rows[-1]
+        return (rows[:-1] if self.is_sorted else rows[self.place]), rows[-1]
 
     def _members(self, start: int, end: int) -> slice | list[int]:
         return slice(start, end) if self.is_sorted else self.order[start:end]
-
-
-def _spread(low: int, high: int, width: int) -> Tensor:
-    """Degrees for hidden units, in ascending order: all of them, or evenly spread if too few."""
-    number = high - low + 1
-    units = torch.arange(width, device="cpu")
-    if width >= number:
-        return low + units * number // width
-    return high - (width - 1 - units) * number // width  # the highest sees all it may
