@@ -205,6 +205,11 @@ def test_wide_graphs_of_many_coordinates():
         ),
         ({"adjacency": {}, "order": [0, 1, 2]}, ValueError, "leave out order and num_passes"),
         ({"adjacency": {}, "num_passes": 2}, ValueError, "leave out order and num_passes"),
+        (
+            {"num_passes": 2, "network": nn.Linear},
+            ValueError,
+            "takes no num_passes beside a network",
+        ),
     ],
 )
 def test_what_is_no_structure_is_refused(options: dict, error: type, message: str):

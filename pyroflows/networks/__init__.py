@@ -2,11 +2,8 @@
 
 from .chain import Activation as Activation
 from .conditioner import Conditioner
-<<<<<<< Updated upstream
-from .hermite import Hermite
-=======
 from .graph import Adjacency as Adjacency
->>>>>>> Stashed changes
+from .hermite import Hermite
 from .masked import MaskedConditioner
 from .own import Network as Network
 from .separate import SeparateConditioner
