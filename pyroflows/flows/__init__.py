@@ -8,6 +8,7 @@ from .autoregressions import iaf, maf, nsf
 from .couplings import nice, nsf_coupling, realnvp
 from .glow import glow
 from .linear import affine, diagonal
+from .neural import gf, naf, unaf
 from .polynomials import bpf, sospf
 from .registry import Flow, available_flows, build_flow, register_flow
 from .ridges import planar, radial, sylvester
@@ -19,9 +20,11 @@ __all__ = [
     "bpf",
     "build_flow",
     "diagonal",
+    "gf",
     "glow",
     "iaf",
     "maf",
+    "naf",
     "nice",
     "nsf",
     "nsf_coupling",
@@ -31,4 +34,5 @@ __all__ = [
     "register_flow",
     "sospf",
     "sylvester",
+    "unaf",
 ]
