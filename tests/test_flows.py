@@ -15,7 +15,7 @@ from pyroflows.networks import Conditioner, MaskedConditioner
 from tests.cases import BUILT_IN
 
 pytestmark = pytest.mark.usefixtures("_double")
-RICH = sorted(set(BUILT_IN) - {"affine", "diagonal"})
+RICH = ["iaf", "maf", "nice", "nsf", "nsf_coupling", "realnvp"]  # coupling and autoregressive
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_flows_start_near_the_identity(name: str):
     assert log_det.abs().max() < 0.2
 
 
-@pytest.mark.parametrize("name", sorted({*BUILT_IN} - {"diagonal", "affine"}))
+@pytest.mark.parametrize("name", RICH)
 @pytest.mark.parametrize("dim", [1, 2, 3, 4, 5, 6])
 def test_every_coordinate_moves_and_depends_on_all(name: str, dim: int):
     flow = randomized(pf.build_flow(name, dim, hidden_dims=(32, 32), activation=Watched))

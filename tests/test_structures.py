@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pyroflows as pf
 from pyroflows.bijectors import Autoregressive, Coupling
-from pyroflows.transformers import Affine, RationalQuadraticSpline, Transformer
+from pyroflows.transformers import Affine, RationalQuadraticSpline, Stacked, Transformer
 from tests.families.structures import chain, wide
 
 pytestmark = pytest.mark.usefixtures("_double")
@@ -179,6 +179,32 @@ def test_wide_graphs_of_many_coordinates():
     x = torch.randn(30, dim, dtype=torch.float32)
     y, log_det = b.forward_and_log_det(x)
     assert_close(b.inverse_and_log_det(y), (x, -log_det), atol=1e-3, rtol=1e-3)
+
+
+def test_a_triangular_map_is_one():
+    options = {"hidden_dims": (12, 12), "activation": "tanh"}
+    whole = moved(pf.build_flow("triangular", DIM, **options))
+    assert_close(sees(whole), torch.ones(DIM, DIM).tril() > 0)
+    flow = moved(pf.build_flow("triangular", DIM, adjacency=TREE, **options))
+    expected = torch.eye(DIM, dtype=torch.bool)
+    for i, parents in TREE.items():
+        expected[i, parents] = True
+    assert_close(sees(flow), expected)
+    assert flow.num_passes == 4
+
+
+def test_stacked_transformers_are_one_after_the_other():
+    spline, affine = RationalQuadraticSpline(4, 3.0), Affine()
+    both = Stacked(spline, affine)
+    x, raws = torch.randn(9), torch.randn(9, both.num_params)
+    first, slope = spline.forward_and_log_det(x, raws[:, :-2])
+    second, other = affine.forward_and_log_det(first, raws[:, -2:])
+    assert_close(both.forward_and_log_det(x, raws), (second, slope + other))
+    assert_close(both.inverse_and_log_det(second, raws), (x, -slope - other))
+    with pytest.raises(TypeError, match="expected one or more transformers, got float"):
+        Stacked(affine, 2.0)
+    with pytest.raises(TypeError, match="expected one or more transformers, got none"):
+        Stacked()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from .neural import gf, naf, unaf
 from .polynomials import bpf, sospf
 from .registry import Flow, available_flows, build_flow, register_flow
 from .ridges import planar, radial, sylvester
+from .triangular import triangular
 
 __all__ = [
     "Flow",
@@ -34,5 +35,6 @@ __all__ = [
     "register_flow",
     "sospf",
     "sylvester",
+    "triangular",
     "unaf",
 ]

@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from pyroflows import Bijector
+from pyroflows import Bijector, build_flow
 from pyroflows.bijectors import Autoregressive
 from pyroflows.transformers import RationalQuadraticSpline
 from tests.case import HIDDEN
@@ -62,6 +62,14 @@ def builders() -> dict:
         "autoregressive-graph": partial(_graph, transformer=SPLINE),
         "autoregressive-graph-residual": partial(_graph, **deep),
         "autoregressive-graph-context": partial(_graph, partly=True),
+        "flow:triangular": partial(
+            build_flow,
+            "triangular",
+            hidden_dims=HIDDEN,
+            num_bins=4,
+            bound=3.0,
+            activation="tanh",
+        ),
     }
 
 
