@@ -50,8 +50,8 @@ class DiagonalNormal(Base):
         hidden_dims: Sizes of the hidden layers of the network of the context.
 
     Example:
-        >>> print(DiagonalNormal(2).distribution().variance)
-        tensor([1., 1.], grad_fn=<ExpandBackward0>)
+        >>> print(DiagonalNormal(2).distribution().variance.detach())
+        tensor([1., 1.])
     """
 
     def __init__(

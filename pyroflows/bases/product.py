@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from pyro.distributions import Distribution, TorchDistribution, constraints
@@ -59,7 +59,7 @@ class Product(Base):
 
     @property
     def support(self) -> constraints.Constraint:
-        return _ByIndex([part.support for part in self.parts], self._sizes(), self.order)
+        return _joint_support(self.parts, self._sizes(), self.order)
 
     def distribution(self, context: Tensor | None = None) -> Distribution:
         self.check_context(context)
@@ -137,7 +137,7 @@ class _Product(TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        return _ByIndex([part.support for part in self._parts], self._sizes, self._order)
+        return _joint_support(self._parts, self._sizes, self._order)
 
     @property
     def mean(self) -> Tensor:
@@ -167,6 +167,19 @@ class _ByIndex(constraints.Constraint):
         pieces = _pieces(value, self._sizes, self._order)
         found = [s.check(piece) for s, piece in zip(self.supports, pieces, strict=True)]
         return torch.stack(found).all(0)
+
+
+def _joint_support(
+    parts: Iterable[Base | Distribution], sizes: list[int], order: Tensor
+) -> constraints.Constraint:
+    supports = [part.support for part in parts]
+    if all(_is_real(support) for support in supports):
+        return constraints.real_vector
+    return _ByIndex(supports, sizes, order)
+
+
+def _is_real(support: constraints.Constraint) -> bool:
+    return getattr(support, "base_constraint", None) is constraints.real
 
 
 def _pieces(value: Tensor, sizes: list[int], order: Tensor) -> tuple[Tensor, ...]:

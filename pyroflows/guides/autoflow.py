@@ -15,12 +15,15 @@ from pyro.infer.autoguide import AutoContinuous
 from pyro.nn.module import pyro_method
 from torch import Tensor
 
+from ..bases import Base
 from ..bijector import Bijector
 from ..flows import Flow
 from ..log_density import LogDensity
 from .gaussians import Start
+from .noise import Recipe, center_of, distribution_of, make_base
 from .outer import build_bijector, initialise
 from .posterior import FlowDistribution
+from .precision import in_double_precision, runs_in_double
 from .prototype import (
     check_data,
     init_to_center,
@@ -39,7 +42,7 @@ class AutoFlow(AutoContinuous):
 
     The posterior is the law of
 
-    .. math:: z = T(\mu + A f(\epsilon)), \qquad \epsilon \sim N(0, I),
+    .. math:: z = T(\mu + A f(\epsilon)), \qquad \epsilon \sim N(0, I) \text{ or another base},
 
     with a flow :math:`f`, an outer affine map that starts at a mode of the model with the
     curvature there, and :math:`T` the bijection onto the supports of the sites. It is an
@@ -53,6 +56,9 @@ class AutoFlow(AutoContinuous):
     Args:
         model: A Pyro model with continuous latents; discrete ones must be enumerated.
         flow: Name of a registered flow, or a recipe ``(dim, *, context_dim=0) -> Bijector``.
+        base: What the flow starts from: a name out of :func:`~pyroflows.available_bases`, a recipe
+            ``(dim) -> Base``, or a :class:`~pyroflows.Base`, which is trained with the guide. Its
+            vectors must be real.
         outer: The outer affine map: ``"full"`` (Cholesky), ``"diagonal"``, ``"low_rank"``, ``None``
             for none, or ``"auto"``: full up to 128 dimensions, low rank above.
         init: ``"auto"`` climbs to a mode and takes the curvature; ``"point"`` starts at the point
@@ -89,6 +95,7 @@ class AutoFlow(AutoContinuous):
         model: Callable,
         flow: str | Flow = "nsf",
         *,
+        base: str | Base | Recipe = "normal",
         outer: str | None = "auto",
         init: str = "auto",
         init_loc_fn: Callable | None = None,
@@ -106,6 +113,7 @@ class AutoFlow(AutoContinuous):
         super().__init__(model, init_loc_fn=or_center(init_loc_fn or init_to_center))
         self._raw_model = (model,)  # a tuple, so that it is not registered as a submodule
         self._recipe = {"flow": flow, "outer": outer, "options": options}
+        self._base_recipe = (base,)  # a tuple, for the same reason
         self._init = {"init": init, "init_scale": init_scale, "given": init_loc_fn is not None}
         self._pending: list[Callable] = []
         self._signatures: set[tuple] = set()
@@ -124,16 +132,17 @@ class AutoFlow(AutoContinuous):
         self.latents = read_latents(trace, type(self).__name__)
         self._first_signature = signature_of(args, kwargs)
         self._signatures = {self._first_signature}
-        is_double = _is_double(trace)
+        is_double = in_double_precision(trace)
         self._set_pyro_structure(trace)
         loc = self._init_loc()
         log_density = LogDensity(self._raw_model[0], self.latents, args, kwargs)
-        dtype = torch.float64 if is_double and _runs_in_double(loc, log_density) else loc.dtype
+        dtype = torch.float64 if is_double and runs_in_double(loc, log_density) else loc.dtype
         self.register_buffer("_origin", torch.zeros_like(loc, dtype=dtype), persistent=False)
         bijector = build_bijector(self.latents.dim, **self._recipe).to(self._origin)
+        base = make_base(self._base_recipe[0], self._origin)
         with poutine.block(), torch.no_grad():
             self.report, self.modes = initialise(bijector, log_density, loc.to(dtype), **self._init)
-        self.bijector = bijector
+        self.bijector, self.base = bijector, base
         for fn in self._pending:
             self._apply(fn)
         self._pending = []
@@ -194,9 +203,9 @@ class AutoFlow(AutoContinuous):
     # -- the posterior ------------------------------------------------------------------------
 
     def get_base_dist(self) -> dist.Distribution:
-        """Return the standard normal that the flow starts from."""
+        """Return what the flow starts from: the standard normal unless ``base`` was given."""
         self._require_setup()
-        return dist.Normal(self._origin, torch.ones_like(self._origin)).to_event(1)
+        return distribution_of(self._modules.get("base"), self._origin)
 
     def get_transform(self, *args, **kwargs) -> Bijector:
         """Return the flow with its outer affine map, onto unconstrained coordinates."""
@@ -207,11 +216,16 @@ class AutoFlow(AutoContinuous):
     def get_posterior(self, *args, **kwargs) -> FlowDistribution:
         """Return the posterior over unconstrained coordinates, for one call."""
         self._require_setup()
-        return FlowDistribution(self._claimed_bijector(), self._origin)
+        bijector, base = self._claimed_bijector(), self._modules.get("base")
+        if base is not None:
+            claim_params(f"{self._pyro_name}.base", base)
+            base = self.base
+        return FlowDistribution(bijector, self._origin, base=base)
 
     def unregistered_posterior(self) -> FlowDistribution:
         """Return the same distribution without telling Pyro's param store of its parameters."""
-        return FlowDistribution(self.unregistered_bijector(), self._origin)
+        base = self._modules.get("base")
+        return FlowDistribution(self.unregistered_bijector(), self._origin, base=base)
 
     def unregistered_bijector(self) -> Bijector:
         self._require_setup()
@@ -315,7 +329,8 @@ class AutoFlow(AutoContinuous):
     def median_latent(self) -> Tensor:
         """Return the image of the base's center on unconstrained coordinates, shape ``(D)``."""
         self._require_setup()
-        return self._modules["bijector"].forward_and_log_det(self._origin)[0]
+        center = center_of(self._modules.get("base"), self._origin)
+        return self._modules["bijector"].forward_and_log_det(center)[0]
 
     @torch.no_grad()
     def quantiles(
@@ -382,19 +397,3 @@ class AutoFlow(AutoContinuous):
 
 def _cuda(like: Tensor) -> list[torch.device]:
     return [like.device] if like.is_cuda else []
-
-
-def _is_double(trace: poutine.Trace) -> bool:
-    """Whether any part of the model, its data included, is in double precision."""
-    sites = (s for s in trace.nodes.values() if s["type"] == "sample")
-    return any(getattr(s.get("log_prob"), "dtype", None) == torch.float64 for s in sites)
-
-
-def _runs_in_double(loc: Tensor, log_density: LogDensity) -> bool:
-    """Whether the model takes latents in double precision."""
-    try:
-        with poutine.block(), torch.no_grad():
-            log_density._single(loc.double())
-    except RuntimeError:  # a product of a float32 matrix with the latents, for instance
-        return False
-    return True

@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution, constraints
 from pyro.distributions.score_parts import ScoreParts
 from torch import Size, Tensor
 
+from ..bases import Base
 from ..bijector import Bijector
 
 __all__ = ["FlowDistribution"]
@@ -24,7 +25,7 @@ class _Draw(NamedTuple):
 
 
 class FlowDistribution(TorchDistribution):
-    r"""A standard normal pushed through a bijector, :math:`x = f(z)`.
+    r"""A base, the standard normal unless given, pushed through a bijector, :math:`x = f(z)`.
 
     It lives for one call of a guide and remembers its last draw, so that a draw is scored
     without inverting the flow. A point that it did not draw is scored by the inverse.
@@ -42,21 +43,29 @@ class FlowDistribution(TorchDistribution):
         bijector: The map from noise to draws.
         like: A tensor whose dtype and device the noise takes.
         batch_shape: Shape of independent copies.
+        base: What the noise is drawn from; the standard normal unless given.
     """
 
     arg_constraints: ClassVar[dict] = {}
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(self, bijector: Bijector, like: Tensor, batch_shape: Size = Size()) -> None:
+    def __init__(
+        self,
+        bijector: Bijector,
+        like: Tensor,
+        batch_shape: Size = Size(),
+        base: Base | None = None,
+    ) -> None:
         self.bijector = bijector
+        self.base = base
         self._like = like
         self._draw: _Draw | None = None
         super().__init__(Size(batch_shape), Size((bijector.dim,)), validate_args=False)
 
     def expand(self, batch_shape: Size, _instance: None = None) -> FlowDistribution:
         """Return independent copies of this distribution, of the given batch shape."""
-        return FlowDistribution(self.bijector, self._like, Size(batch_shape))
+        return FlowDistribution(self.bijector, self._like, Size(batch_shape), self.base)
 
     def rsample(self, sample_shape: Size = Size()) -> Tensor:
         """Draw with gradients: shape ``(*sample_shape, *batch_shape, D)``."""
@@ -69,9 +78,9 @@ class FlowDistribution(TorchDistribution):
             Draws, shape ``(*sample_shape, *batch_shape, D)``, and :math:`\log q`, without the
             last dimension.
         """
-        noise = self._noise(sample_shape)
+        noise = self.draw_noise(sample_shape)
         value, log_det = self.bijector.forward_and_log_det(noise)
-        log_prob = _standard_normal(noise) - log_det
+        log_prob = self._noise_log_prob(noise) - log_det
         self._remember(noise, value, log_prob)
         return value, log_prob
 
@@ -82,9 +91,9 @@ class FlowDistribution(TorchDistribution):
             Draws with gradients; :math:`\log q` of each; and
             :math:`\nabla_x \log q(x)` with parameters held fixed, shape of the draws, detached.
         """
-        noise = self._noise(sample_shape)
-        value, log_det, score = self.bijector.forward_with_score(noise, -noise)
-        log_prob = _standard_normal(noise) - log_det
+        noise = self.draw_noise(sample_shape)
+        value, log_det, score = self.bijector.forward_with_score(noise, self._noise_score(noise))
+        log_prob = self._noise_log_prob(noise) - log_det
         self._remember(noise, value, log_prob)
         return value, log_prob, score
 
@@ -93,7 +102,7 @@ class FlowDistribution(TorchDistribution):
         if (draw := self._recall(value)) is not None:
             return draw.log_prob
         noise, log_det = self.bijector.inverse_and_log_det(value)
-        return _standard_normal(noise) + log_det
+        return self._noise_log_prob(noise) + log_det
 
     def score_parts(self, x: Tensor) -> ScoreParts:
         """Return what Pyro's objectives need, with the path gradient as entropy term."""
@@ -102,12 +111,22 @@ class FlowDistribution(TorchDistribution):
             log_prob = self.log_prob(x)
             return ScoreParts(log_prob, 0, log_prob)
         with torch.no_grad():
-            score = self.bijector.forward_with_score(draw.noise, -draw.noise)[2]
+            noise_score = self._noise_score(draw.noise)
+            score = self.bijector.forward_with_score(draw.noise, noise_score)[2]
         return ScoreParts(draw.log_prob, 0, _with_gradient(draw.log_prob, x, score))
 
-    def _noise(self, sample_shape: Size) -> Tensor:
+    def draw_noise(self, sample_shape: Size = Size()) -> Tensor:
+        """Draw what a draw is made of, with gradients to the base: shape of the draw."""
+        if self.base is not None:
+            return self.base.distribution().rsample(Size(sample_shape) + self.batch_shape)
         shape = Size(sample_shape) + self.batch_shape + self.event_shape
         return torch.randn(shape, dtype=self._like.dtype, device=self._like.device)
+
+    def _noise_log_prob(self, noise: Tensor) -> Tensor:
+        return _standard_normal(noise) if self.base is None else self.base.log_prob(noise)
+
+    def _noise_score(self, noise: Tensor) -> Tensor:
+        return -noise if self.base is None else self.base.score(noise)
 
     def _remember(self, noise: Tensor, value: Tensor, log_prob: Tensor) -> None:
         version = 0 if value.is_inference() else value._version

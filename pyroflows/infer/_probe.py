@@ -26,6 +26,8 @@ def noise_size(fn: dist.Distribution) -> int:
     """Count the standard normal numbers that a draw is made of; zero if it is made otherwise."""
     if isinstance(fn, (dist.Independent, dist.TransformedDistribution)):
         return noise_size(fn.base_dist)
+    if isinstance(fn, FlowDistribution) and fn.base is not None:
+        return 0
     if isinstance(fn, (dist.Normal, dist.MultivariateNormal, FlowDistribution)):
         return fn.shape().numel()
     return 0

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..bases import Base
 from ..bijector import Bijector
 from .checkpoint import random_state, set_random_state
 from .distributed import Ranks
@@ -33,6 +34,7 @@ class FlowBatch(NamedTuple):
     score_weight: float = 0.0
     tail_weight: float = 0.0
     tally: Tensor | None = None
+    base: Base | None = None
 
     def terms(self) -> FlowTerms:
         """What each draw brings."""
@@ -40,6 +42,7 @@ class FlowBatch(NamedTuple):
             self.bijector,
             self.log_density,
             self.noise,
+            base=self.base,
             score_weight=self.score_weight,
             tally=self.tally,
         )
@@ -63,6 +66,15 @@ def add_gradients(batch: FlowBatch, chunk_size: int, ranks: Ranks) -> Surrogate:
     where draws do not count alike. Where they do, one pass is enough, and another one corrects
     the number of draws that the mean is over in the rare step in which some are not finite.
     """
+    if batch.noise.requires_grad:  # of a trained base: chunks meet in the noise, which goes last
+        leaf = batch.noise.detach().requires_grad_()
+        found = _add_in_chunks(batch._replace(noise=leaf), chunk_size, ranks)
+        batch.noise.backward(leaf.grad)
+        return found
+    return _add_in_chunks(batch, chunk_size, ranks)
+
+
+def _add_in_chunks(batch: FlowBatch, chunk_size: int, ranks: Ranks) -> Surrogate:
     chunks = _Chunks(batch, chunk_size)
     if batch.tail_weight:
         log_weights, failed = _attempt(lambda: _log_weights(chunks), batch)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from operator import is_
+
 import torch
 from torch import Tensor, nn
 
+from ..bases import Base
 from ..bijector import Bijector
 from ..log_density import LogDensity, Program
 from ..log_density.programs import is_due
@@ -54,6 +57,7 @@ class CompiledSteps(Compilations):
         score_weight: float,
         tail_weight: float,
         tally: Tensor,
+        base: Base | None = None,
         *,
         add_gradients: bool = False,
     ) -> Surrogate | None:
@@ -64,7 +68,7 @@ class CompiledSteps(Compilations):
         if self.reason or self.paused:
             return None
         with self._or_give_up():
-            step = self._find(bijector, log_density, noise, score_weight, tail_weight)
+            step = self._find(bijector, log_density, noise, score_weight, tail_weight, base)
             return step.run(noise, tally, add_gradients)
         return None
 
@@ -75,29 +79,38 @@ class CompiledSteps(Compilations):
         noise: Tensor,
         score_weight: float,
         tail_weight: float,
+        base: Base | None,
     ) -> _Step:
         program = log_density.program(len(noise), noise)
         if program is None:
             raise GivenUp("the model cannot be recorded: " + "; ".join(log_density.notes))
         weights = {"score_weight": score_weight, "tail_weight": tail_weight}
+        example = batch_last(noise.detach()).requires_grad_(noise.requires_grad)
         return self._get(
-            (noise.shape, noise.dtype, noise.device, score_weight, tail_weight),
-            lambda step: step.serves(bijector, program),
-            lambda: (_Step(bijector, program, weights), (batch_last(noise), _tally_like(noise))),
+            (noise.shape, noise.dtype, noise.device, noise.requires_grad, *weights.values()),
+            lambda step: step.serves(bijector, program, base),
+            lambda: (_Step(bijector, program, weights, base), (example, _tally_like(noise))),
         )
 
 
 class _Step(Recorded):
     """One kind of step: recorded, compiled, and run on the live tensors of flow and model."""
 
-    def __init__(self, bijector: Bijector, program: Program, weights: dict[str, float]) -> None:
-        super().__init__(_Whole(bijector, program, weights), program.inputs)
+    def __init__(
+        self,
+        bijector: Bijector,
+        program: Program,
+        weights: dict[str, float],
+        base: Base | None,
+    ) -> None:
+        super().__init__(_Whole(bijector, program, weights, base), program.inputs)
         self._num_calls = 0
-        self._bijector, self._program = bijector, program
+        self._parts = (bijector, program, base)
+        self._program = program
 
-    def serves(self, bijector: Bijector, program: Program) -> bool:
-        """Whether flow and model are still those that were recorded, and trained as they were."""
-        return self._bijector is bijector and self._program is program and self.is_current()
+    def serves(self, *parts: Bijector | Program | Base | None) -> bool:
+        """Whether flow, model and base are those that were recorded, and trained as they were."""
+        return all(map(is_, self._parts, parts)) and self.is_current()
 
     def run(self, noise: Tensor, tally: Tensor, add_gradients: bool) -> Surrogate:
         self._num_calls += 1
@@ -113,9 +126,16 @@ class _Step(Recorded):
 class _Whole(nn.Module):
     """Flow, model and objective as one module, which returns what it drew too."""
 
-    def __init__(self, bijector: Bijector, program: Program, weights: dict[str, float]) -> None:
+    def __init__(
+        self,
+        bijector: Bijector,
+        program: Program,
+        weights: dict[str, float],
+        base: Base | None,
+    ) -> None:
         super().__init__()
         self.bijector = bijector
+        self.base = base
         self.__dict__["_program"] = program
         self._weights = weights
 
@@ -126,7 +146,9 @@ class _Whole(nn.Module):
             draws.append(u.detach())
             return self._program.fn(u, inputs)
 
-        found = flow_surrogate(self.bijector, log_density, noise, tally=tally, **self._weights)
+        found = flow_surrogate(
+            self.bijector, log_density, noise, tally=tally, base=self.base, **self._weights
+        )
         return (*found, draws[0])
 
 

@@ -209,19 +209,14 @@ class PathELBO(Trace_ELBO):
         log_density = self._log_density(model, guide, args, kwargs)
         # Pyro's param store is of use to handlers only, and keeping it costs a tenth of a step.
         wrapped = am_i_wrapped()
-        bijector = guide.get_posterior().bijector if wrapped else guide.unregistered_bijector()
+        found = guide.get_posterior() if wrapped else guide.unregistered_posterior()
         # Each rank takes its part of draws that are the same on all of them.
-        noise = torch.randn(
-            self.ranks.size,
-            self.num_particles,
-            guide.latent_dim,
-            dtype=guide.dtype,
-            device=guide.device,
-        )[self.ranks.rank]
+        noise = found.draw_noise((self.ranks.size, self.num_particles))[self.ranks.rank]
         weights = (self.score_weight, self.tail_weight)
         if not torch.is_grad_enabled():
             weights = (1.0, 0.0)  # needs no derivatives
-        return FlowBatch(bijector, log_density, noise, *weights, self._tally_like(noise))
+        tally = self._tally_like(noise)
+        return FlowBatch(found.bijector, log_density, noise, *weights, tally, found.base)
 
     def _is_one_graph(self) -> bool:
         """Whether a step may be taken as a whole, with nobody else looking or taking part."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..bases import Base
 from ..bijector import Bijector
 
 __all__ = [
@@ -73,6 +74,7 @@ def flow_surrogate(
     log_density: Callable[[Tensor], Tensor],
     noise: Tensor,
     *,
+    base: Base | None = None,
     score_weight: float = 0.0,
     tail_weight: float = 0.0,
     weights: DrawWeights | None = None,
@@ -83,7 +85,8 @@ def flow_surrogate(
     Args:
         bijector: The map from noise to draws.
         log_density: Maps draws ``(K, D)`` to log densities ``(K)``.
-        noise: Standard normal, shape ``(K, D)``.
+        noise: Draws of the base, with gradients to its parameters, shape ``(K, D)``.
+        base: What they are drawn from; the standard normal unless given.
         score_weight: As in :class:`~pyroflows.PathELBO`; a number, not a tensor.
         tail_weight: As in :class:`~pyroflows.PathELBO`; a number, not a tensor.
         weights: What these draws count for where they are a part of more; the loss is then that
@@ -91,7 +94,9 @@ def flow_surrogate(
         tally: A scalar that requires a gradient: its gradient counts the draws at which that of
             the model is not finite. They are left out, counted or not.
     """
-    terms = flow_terms(bijector, log_density, noise, score_weight=score_weight, tally=tally)
+    terms = flow_terms(
+        bijector, log_density, noise, base=base, score_weight=score_weight, tally=tally
+    )
     if weights is None:
         weights = draw_weights(terms.log_weights, tail_weight)
     return weighted_surrogate(terms, weights)
@@ -102,6 +107,7 @@ def flow_terms(
     log_density: Callable[[Tensor], Tensor],
     noise: Tensor,
     *,
+    base: Base | None = None,
     score_weight: float = 0.0,
     tally: Tensor | None = None,
 ) -> FlowTerms:
@@ -109,10 +115,11 @@ def flow_terms(
     if score_weight == 1:
         draws, log_det = bijector.forward_and_log_det(noise)
     else:
-        draws, log_det, score = bijector.forward_with_score(noise, -noise)
+        noise_score = -noise if base is None else base.score(noise)
+        draws, log_det, score = bijector.forward_with_score(noise, noise_score)
     if draws.requires_grad:
         draws = _DropNonfinite.apply(draws, noise.new_zeros(()) if tally is None else tally)
-    log_q = _standard_normal(noise) - log_det
+    log_q = (_standard_normal(noise) if base is None else base.log_prob(noise)) - log_det
     parts = log_p = log_density(draws)
     if score_weight:
         parts = parts - score_weight * log_q
