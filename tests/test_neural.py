@@ -195,6 +195,15 @@ def test_flows_name_a_wrong_number_of_layers(name: str):
 
 
 @pytest.mark.parametrize("name", FLOWS)
+def test_compiles(name: str):
+    b, x = Case(FLOWS[name]).bijector(), torch.randn(4, DIM)
+    method = b.inverse_and_log_det if name == "flow:gf" else b.forward_and_log_det
+    torch._dynamo.reset()
+    compiled = torch.compile(method, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(x), method(x))
+
+
+@pytest.mark.parametrize("name", FLOWS)
 def test_one_direction_needs_no_search(name: str, monkeypatch: pytest.MonkeyPatch):
     b = Case(FLOWS[name]).bijector()
     for transformer in {type(t) for t in SMALL.values()}:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -79,6 +78,10 @@ class MonotonicNetwork(NumericalTransformer):
                 f"max_slope expected a number above 1 and at most {_STEEPEST:g} (the quadrature "
                 f"resolves no more), got {self.max_slope}."
             )
+        # Computed here, where no compiler looks: it could not follow numpy's search for roots.
+        nodes, weights = np.polynomial.legendre.leggauss(self.num_nodes)
+        rule = ((1 + nodes) / 2).tolist(), (weights / 2).tolist()
+        object.__setattr__(self, "_unit_interval", rule)
 
     @property
     def num_params(self) -> int:
@@ -86,7 +89,7 @@ class MonotonicNetwork(NumericalTransformer):
 
     def forward_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         inside = x.clamp(-self.bound, self.bound)
-        nodes, weights = _unit_interval(self.num_nodes, x)
+        nodes, weights = (x.new_tensor(values) for values in self._unit_interval)
         at = inside[..., None] * nodes
         log_g, log_g_slope = self._network(at, params[..., 1:])
         g = weights * log_g.exp()
@@ -108,16 +111,3 @@ class MonotonicNetwork(NumericalTransformer):
         log_g = height[..., :1] + (unit @ height[..., 1:, None])[..., 0]
         rise = (1 - unit.square()) * sharpness
         return log_g, (rise @ height[..., 1:, None])[..., 0]
-
-
-def _unit_interval(number: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The nodes and weights of Gauss and Legendre on [0, 1]."""
-    return tuple(
-        torch.tensor(values, dtype=like.dtype, device=like.device) for values in _rule(number)
-    )
-
-
-@lru_cache(maxsize=16)
-def _rule(number: int) -> tuple[list[float], list[float]]:
-    nodes, weights = np.polynomial.legendre.leggauss(number)
-    return ((1 + nodes) / 2).tolist(), (weights / 2).tolist()
