@@ -44,15 +44,15 @@ def _planar(shift: torch.Tensor, direction: torch.Tensor, bias: torch.Tensor) ->
     along = shift @ direction
     raw = _unbounded(along.log1p())
     layer.shift.copy_(shift + (raw - along) * direction / direction.square().sum())
-    layer.direction.copy_(direction - layer.anchor_direction)
-    layer.bias.copy_(bias - layer.anchor_bias)
+    layer.direction.copy_(direction)
+    layer.bias.copy_(bias)
     return layer
 
 
 @torch.no_grad()
 def _radial(centre: torch.Tensor, radius: torch.Tensor, strength: torch.Tensor) -> Radial:
     layer = Radial(len(centre))
-    layer.centre.copy_(centre - layer.anchor_centre)
+    layer.centre.copy_(centre)
     layer.log_radius.copy_(_unbounded((radius / math.sqrt(len(centre))).log()))
     layer.log_slope.copy_(_unbounded((strength / radius).log1p()))
     return layer

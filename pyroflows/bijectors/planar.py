@@ -21,8 +21,8 @@ class Planar(RawLinear):
 
     So :math:`w^\top \hat u = \lambda - 1`, where :math:`\lambda > 0` is the slope across the
     hyperplane, which a smooth function of :math:`w^\top u` keeps between 1e-3 and 1e3. It is 1 at
-    :math:`u = 0`, which is the identity. The direction and the bias are trained as offsets from a
-    random unit vector and a random number, which are buffers, so that layers differ at the start.
+    :math:`u = 0`, which is the identity and the start. The direction :math:`w` starts at a random
+    unit vector and the bias :math:`b` at a random number, so that layers differ from one another.
 
     The inverse takes one scalar root along :math:`w`: Newton's method for the hyperbolic tangent,
     in closed form for the leaky ReLU. So both directions cost :math:`O(D)`.
@@ -56,9 +56,9 @@ class Planar(RawLinear):
         super().__init__(dim, shapes, context_dim=context_dim, hidden_dims=hidden_dims)
         self.activation = activation
         self.ridge = find_ridge(type(self), activation)
-        anchor = torch.randn(dim)
-        self.register_buffer("anchor_direction", anchor / anchor.norm())
-        self.register_buffer("anchor_bias", torch.randn(()))
+        with torch.no_grad():
+            self.direction.normal_().div_(self.direction.norm())
+            self.bias.normal_()
 
     def forward_and_log_det(
         self, x: Tensor, context: Tensor | None = None
@@ -92,10 +92,9 @@ class Planar(RawLinear):
     def _maps(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The constrained shift, the direction, the bias and the log-slope."""
         shift, direction, bias = self.raws(context)
-        direction = self.anchor_direction + direction
         along = (shift * direction).sum(-1)
         log_slope = log_slope_at_zero(along)
         square = direction.square().sum(-1).clamp_min(torch.finfo(direction.dtype).tiny)
         excess = (log_slope.expm1() - along) / square
         shift = shift + excess[..., None] * direction
-        return shift, direction, self.anchor_bias + bias, log_slope
+        return shift, direction, bias, log_slope

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..transformers.fused import bounded
 from ._raws import RawLinear
@@ -24,8 +24,8 @@ class Radial(RawLinear):
         \beta = (\lambda - 1)\, \alpha
 
     The slope at the centre, :math:`\lambda > 0`, is between 1e-3 and 1e3, and 1 at the start, which
-    is the identity; the radius :math:`\alpha` is :math:`\sqrt{D}` there. The centre :math:`z` is
-    trained as an offset from a random one, which is a buffer, so that layers differ at the start.
+    is the identity; the radius :math:`\alpha` is :math:`\sqrt{D}` there. The centre :math:`z`
+    starts at a random point, so that layers differ from one another.
 
     Both directions are in closed form and cost :math:`O(D)`: the inverse solves a quadratic
     equation for :math:`r`.
@@ -48,7 +48,7 @@ class Radial(RawLinear):
     ) -> None:
         shapes = {"centre": (dim,), "log_radius": (), "log_slope": ()}
         super().__init__(dim, shapes, context_dim=context_dim, hidden_dims=hidden_dims)
-        self.register_buffer("anchor_centre", torch.randn(dim))
+        nn.init.normal_(self.centre)
 
     def forward_and_log_det(
         self, x: Tensor, context: Tensor | None = None
@@ -90,7 +90,7 @@ class Radial(RawLinear):
         """The centre, the radius and the slope at the centre."""
         centre, log_radius, log_slope = self.raws(context)
         radius = math.sqrt(self.dim) * bounded(log_radius, _LIMIT).exp()
-        return self.anchor_centre + centre, radius, log_slope_at_zero(log_slope).exp()
+        return centre, radius, log_slope_at_zero(log_slope).exp()
 
     def _log_det(self, across: Tensor, along: Tensor) -> Tensor:
         return (self.dim - 1) * across.log() + along.log()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._raws import RawLinear, solve, times
 from ._ridge import find_ridge, log_slope_at_zero
@@ -25,9 +25,9 @@ class Sylvester(RawLinear):
     triangular. With :math:`s = \tilde R Q^\top x + b` the log-determinant is
     :math:`\sum_i \log(1 + (\lambda_i - 1) h'(s_i))`, where the slopes
     :math:`\lambda_i = 1 + R_{ii} \tilde R_{ii}` are trained as such, between 1e-3 and 1e3, with
-    :math:`\tilde R_{ii} > 0`, which is no restriction for an odd :math:`h`. Zero raw parameters are
-    the identity; the directions and biases are trained as offsets from random ones, which are
-    buffers.
+    :math:`\tilde R_{ii} > 0`, which is no restriction for an odd :math:`h`. At the start
+    :math:`R = 0`, which is the identity, and :math:`\tilde R = I`; directions and biases are
+    random, so that layers differ from one another.
 
     The inverse takes :math:`M` scalar roots, one after the other: in
     :math:`\tilde R Q^\top y + b = s + \tilde R R\, h(s)` the matrix is triangular.
@@ -63,8 +63,9 @@ class Sylvester(RawLinear):
         activation: str = "tanh",
         hidden_dims: Sequence[int] = (64, 64),
     ) -> None:
-        rank = min(dim, _MOST) if rank is None else rank
-        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= dim:
+        if rank is None:
+            rank = min(dim, _MOST) if isinstance(dim, int) and dim > 0 else 1  # refused below
+        elif isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= dim:
             raise ValueError(f"Sylvester expected rank to be an int in 1..{dim}, got {rank!r}.")
         if frame not in ("qr", "householder"):
             raise ValueError(f"Sylvester expected frame to be qr or householder, got {frame!r}.")
@@ -76,8 +77,9 @@ class Sylvester(RawLinear):
         super().__init__(dim, shapes, context_dim=context_dim, hidden_dims=hidden_dims)
         self.rank, self.frame, self.activation = rank, frame, activation
         self.ridge = find_ridge(type(self), activation)
-        self.register_buffer("anchor_bias", torch.randn(rank))
-        self.register_buffer("basis", torch.linalg.qr(torch.randn(dim, rank)).Q.mT.contiguous())
+        nn.init.normal_(self.bias)
+        if dim > 1:
+            nn.init.orthogonal_(self.vectors)
 
     def forward_and_log_det(
         self, x: Tensor, context: Tensor | None = None
@@ -128,12 +130,11 @@ class Sylvester(RawLinear):
         if self.rank > 1:
             inner = inner + others[0].tril(-1).mT
             outer = outer + others[0].triu(1)
-        frame = self._frame(others[-1]) if self.dim > 1 else torch.ones_like(self.basis)
-        return frame, inner, outer, self.anchor_bias + bias, log_slope
+        frame = self._frame(others[-1]) if self.dim > 1 else torch.ones_like(inner)
+        return frame, inner, outer, bias, log_slope
 
     def _frame(self, vectors: Tensor) -> Tensor:
         """Orthonormal rows."""
-        vectors = self.basis + vectors
         if self.frame == "householder":
             start = torch.eye(self.rank, self.dim, dtype=vectors.dtype, device=vectors.device)
             return reflect(start, vectors.unsqueeze(-3))
