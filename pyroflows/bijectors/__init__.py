@@ -2,6 +2,7 @@
 
 from .affine import FullAffine, LocScale, LowRankAffine
 from .autoregressive import Autoregressive
+from .block_autoregressive import BlockAutoregressive
 from .coupling import Coupling
 from .elementwise import Elementwise
 from .exponential import MatrixExponential, Orthogonal
@@ -16,6 +17,7 @@ __all__ = [
     "ActNorm",
     "Autoregressive",
     "BatchNorm",
+    "BlockAutoregressive",
     "Coupling",
     "Elementwise",
     "FullAffine",

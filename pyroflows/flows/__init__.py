@@ -5,6 +5,7 @@ partial, or a bijector class. Pyro's own ``AutoNormalizingFlow`` accepts one too
 """
 
 from .autoregressions import iaf, maf, nsf
+from .blocks import bnaf
 from .couplings import nice, nsf_coupling, realnvp
 from .glow import glow
 from .linear import affine, diagonal
@@ -18,6 +19,7 @@ __all__ = [
     "Flow",
     "affine",
     "available_flows",
+    "bnaf",
     "bpf",
     "build_flow",
     "diagonal",

@@ -1,0 +1,14 @@
+"""Block autoregressive networks."""
+
+from functools import partial
+
+from pyroflows import build_flow
+from pyroflows.bijectors import BlockAutoregressive
+
+
+def builders():
+    sizes = {"hidden_dims": (4, 3)}
+    return {
+        "block_autoregressive": partial(BlockAutoregressive, context_hidden_dims=(8, 8), **sizes),
+        "flow:bnaf": partial(build_flow, "bnaf", num_layers=2, hidden_dims=(3,)),
+    }
