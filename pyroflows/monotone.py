@@ -13,6 +13,7 @@ __all__ = ["monotone_inverse"]
 _MAX_STEPS = 200
 _STEPS_UNSEEN = 60  # where nobody may look at the values
 _ROUNDING = 8.0  # units of it that an image may be off
+_NOISE = 256.0  # the same where another step does not help
 _GROWTH = 4.0
 
 
@@ -21,9 +22,10 @@ class _State(NamedTuple):
 
     x: Tensor
     slope: Tensor
+    error: Tensor  # of the last image, its size
     low: Tensor
     high: Tensor
-    width: Tensor  # of the next step of a search that has no bracket yet, and of the last step
+    width: Tensor  # of the last step, or of the bracket that was halved; at first of growth
     done: Tensor
 
 
@@ -50,7 +52,8 @@ def monotone_inverse(
 
     Raises:
         RuntimeError: If some numbers have no solution that is found. It says how many. Under
-            ``torch.vmap``, where nobody may look at values, these are NaN.
+            ``torch.vmap``, where nobody may look at values, these are NaN; ``torch.compile``
+            breaks its graph for the search (``fullgraph=False``).
 
     Example:
         >>> x = monotone_inverse(lambda x: x + x**3, torch.tensor([2.0, 10.0, -30.0]))
@@ -66,11 +69,12 @@ def monotone_inverse(
 
 
 def _solve(function: Callable[[Tensor], Tensor], y: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    unseen = y.is_meta or torch._C._are_functorch_transforms_active()
+    unseen = y.is_meta or _is_transformed()
     infinite = torch.full_like(y, torch.inf)
     state = _State(
         start.expand_as(y).clone(),
         torch.ones_like(y),
+        infinite,
         -infinite,
         infinite,
         1 + start.abs().expand_as(y),
@@ -92,32 +96,48 @@ def _solve(function: Callable[[Tensor], Tensor], y: Tensor, start: Tensor) -> tu
 
 def _advance(function: Callable[[Tensor], Tensor], y: Tensor, state: _State) -> _State:
     """One evaluation, and where to go from there; numbers that are done stay where they are."""
-    x, done = state.x, state.done
+    x = state.x
     value, slope = _value_and_slope(function, x)
     error = value - y
     low = torch.where(error <= 0, torch.maximum(state.low, x), state.low)
     high = torch.where(error >= 0, torch.minimum(state.high, x), state.high)
+    newton = x - error / slope
+    near = _is_near(error, state.error, slope, x, y)
     eps = torch.finfo(x.dtype).eps
-    # An image near zero may be the difference of numbers near one, as wrong as these are.
-    rounding = _ROUNDING * eps * (y.abs() + slope * (1 + x.abs())) + torch.finfo(x.dtype).tiny
-    near = error.isfinite() & (error.abs() <= rounding)
     bracketed = low.isfinite() & high.isfinite()
     tight = bracketed & (high - low <= 2 * eps * torch.maximum(low.abs(), high.abs()))
-    done = done | near | tight
-    slope = torch.where(state.done, state.slope, slope)
+    done = state.done | near | tight
 
-    newton = x - error / slope
+    # Newton's steps have to halve inside a bracket; before there is one the errors have to fall, as
+    # along an exponential these steps would creep.
+    falls = (newton > low) & (newton < high) & ((newton - x).abs() <= state.width / 2)
+    falls = falls & (bracketed | (error.abs() < state.error / 4))
     grown = x - torch.sign(error) * state.width
-    # Without a bracket a step is at least as long as the last one, so that one is soon found.
     farther = torch.where(error > 0, torch.minimum(newton, grown), torch.maximum(newton, grown))
     farther = torch.where(farther.isfinite(), farther, grown)
-    inside = (newton > low) & (newton < high)
-    falls = (newton - x).abs() <= state.width / 2
-    following = torch.where(inside & falls, newton, _middle(low, high))
-    following = torch.where(bracketed, following, torch.where(inside & falls, newton, farther))
-    width = torch.where(bracketed, (following - x).abs(), _GROWTH * state.width)
-    width = torch.where(bracketed & ~(inside & falls), high - low, width)
-    return _State(torch.where(done, x, following), slope, low, high, width, done)
+    other = torch.where(bracketed, _middle(low, high), farther)
+    other_width = torch.where(bracketed, high - low, _GROWTH * state.width)
+    # The last step is free, and all that tells a root of 1e-12 from zero.
+    following = torch.where(falls, newton, torch.where(done, x, other))
+    return _State(
+        torch.where(state.done, x, following),
+        torch.where(state.done, state.slope, slope),
+        error.abs(),
+        low,
+        high,
+        torch.where(falls, torch.where(bracketed, (newton - x).abs(), state.width), other_width),
+        done,
+    )
+
+
+def _is_near(error: Tensor, last: Tensor, slope: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Whether an error is rounding: small, or not so small but no smaller than the last one.
+
+    An image near zero may be the difference of numbers near one, as wrong as these are.
+    """
+    rounding = torch.finfo(x.dtype).eps * (y.abs() + slope * (1 + x.abs()))
+    stalls = (error.abs() >= last / 4) & (error.abs() <= _NOISE * rounding)
+    return rounding.isfinite() & ((error.abs() <= _ROUNDING * rounding) | stalls)
 
 
 def _middle(low: Tensor, high: Tensor) -> Tensor:
@@ -128,7 +148,7 @@ def _middle(low: Tensor, high: Tensor) -> Tensor:
 
 
 def _value_and_slope(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    if torch._C._are_functorch_transforms_active():
+    if _is_transformed():
         value, pull = torch.func.vjp(function, x)
         return value.detach(), pull(torch.ones_like(value))[0].detach()
     with torch.enable_grad():
@@ -136,3 +156,8 @@ def _value_and_slope(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[T
         value = function(point)
         (slope,) = torch.autograd.grad(value.sum(), point)
     return value.detach(), slope
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of functions runs this, which sees no values."""
+    return torch._C._are_functorch_transforms_active()

@@ -34,6 +34,34 @@ def test_solutions_near_and_far(name: str, dtype: torch.dtype):
     assert x.dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_function_that_rounds_is_solved_to_its_rounding_in_few_steps(dtype: torch.dtype):
+    y = torch.linspace(-1e-2, 1e-2, 1000, dtype=dtype)
+    calls = []
+
+    def function(x: Tensor) -> Tensor:
+        calls.append(1)
+        return (0.3 * x + 0.1 * torch.tanh(3 * x) + 30) - 30
+
+    x = monotone_inverse(function, y).detach()
+    assert ((function(x) - y).abs() <= 100 * torch.finfo(dtype).eps).all()
+    assert len(calls) < 15
+
+
+def test_a_function_along_which_newton_creeps_is_bracketed():
+    y = torch.tensor([500.0, 3.0, -700.0], dtype=torch.float64)
+    x = monotone_inverse(lambda x: torch.expm1(x) + x, y)
+    assert_close(torch.expm1(x) + x, y)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-9, 1e-12])
+def test_roots_near_zero_keep_their_digits(size: float):
+    y = size * torch.tensor([1.0, -3.0, 7.0], dtype=torch.float64)
+    start = torch.tensor([1.0, 0.0, -2.0], dtype=torch.float64)
+    x = monotone_inverse(lambda x: torch.asinh(x) + 0.5 * x, y, start=start)
+    assert_close(x, y / 1.5, rtol=1e-10, atol=0)
+
+
 def test_first_and_second_derivatives_in_all_that_the_function_holds():
     torch.manual_seed(0)
     y, a = (torch.randn(5, dtype=torch.float64, requires_grad=True) for _ in range(2))
