@@ -60,8 +60,10 @@ def monotone_inverse(
         >>> print(x)
         tensor([ 1.,  2., -3.])
     """
+    # A compiler would unroll the search, or take it to pieces.
+    solve = torch.compiler.disable(_solve) if torch.compiler.is_compiling() else _solve
     with torch.no_grad():
-        x, slope = _solve(function, y.detach(), (y if start is None else start).detach())
+        x, slope = solve(function, y.detach(), (y if start is None else start).detach())
     if torch.is_grad_enabled():
         for _ in range(2):
             x = x - (function(x) - y) / slope

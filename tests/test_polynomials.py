@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from pyroflows.numerics import monotone_inverse
 from pyroflows.transformers import Bernstein, SOSPolynomial
 from pyroflows.transformers.sos_polynomial import _LEAST_SLOPE, _LIMIT
 
@@ -53,8 +54,33 @@ def test_zeros_are_the_identity_inside_and_outside(kind: type, degree: int):
     polynomial = kind(degree)
     x = torch.tensor([-1e6, -5.0, -0.3, 0.0, 4.9, 7.0])
     y, log_slope = polynomial.forward_and_log_det(x, torch.zeros(polynomial.num_params))
-    assert_close(y, x)
-    assert_close(log_slope, torch.zeros(6))
+    assert_close(y, x, atol=0, rtol=1e-15)
+    assert_close(log_slope, torch.zeros(6), atol=1e-15, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [SOSPolynomial, Bernstein])
+def test_compiles_whole_and_is_inverted_under_the_compiler(kind: type):
+    polynomial = kind(3)
+    x, params = torch.randn(5), 0.3 * torch.randn(5, polynomial.num_params)
+    for method, whole in (("forward_and_log_det", True), ("inverse_and_log_det", False)):
+        torch._dynamo.reset()
+        run = getattr(polynomial, method)
+        compiled = torch.compile(run, fullgraph=whole, backend="aot_eager")
+        assert_close(compiled(x, params), run(x, params))
+
+
+@pytest.mark.parametrize("kind", [SOSPolynomial, Bernstein])
+def test_the_inverse_takes_few_evaluations(kind: type):
+    polynomial = kind()
+    params = 2 * torch.randn(5000, polynomial.num_params)
+    forward, calls = polynomial.forward_and_log_det, []
+    spy = lambda x: calls.append(1) or forward(x, params)[0]  # noqa: E731
+    for size in (1e-3, 1.0, 1e4):
+        calls.clear()
+        y = size * torch.randn(5000)
+        x = monotone_inverse(spy, y).detach()
+        assert len(calls) <= 20
+        assert_close(forward(x, params)[0], y, atol=1e-12, rtol=1e-10)
 
 
 def test_a_bounded_polynomial_maps_its_interval_onto_itself():

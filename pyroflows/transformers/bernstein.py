@@ -72,21 +72,22 @@ class Bernstein(NumericalTransformer):
         u = x / (2 * self.bound) + 0.5
         inner = u.clamp(0, 1)
         slope = _casteljau(steps, inner)
-        # All in units of the interval; each coefficient is what the one before it and a step make.
-        theta = F.pad(steps.cumsum(-1) / self.degree, (1, 0))
-        y = first + _casteljau(theta, inner) + (u - inner) * slope
-        return 2 * self.bound * y, slope.log()
+        # What is more than the identity, in units of the interval: x itself is not rounded by it.
+        theta = F.pad((steps - 1).cumsum(-1) / self.degree, (1, 0))
+        more = first + _casteljau(theta, inner) + (u - inner) * (slope - 1)
+        return x + 2 * self.bound * more, slope.log()
 
     def _steps(self, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Steps between coefficients over those of the identity, and the first coefficient."""
+        """Steps between coefficients over those of the identity, and by what the first is more."""
         steps = softly_bounded(params[..., : self.degree], math.log(self.max_slope)).exp()
         if self.bounded:
-            return steps / steps.mean(-1, keepdim=True), params.new_full((), -0.5)
+            return steps / steps.mean(-1, keepdim=True), params.new_zeros(())
         # Growing from the middle out: a step in one half does not move the other.
         half = self.degree // 2
-        lower = steps[..., :half].sum(-1) / self.degree
+        more = steps - 1
+        lower = more[..., :half].sum(-1) / self.degree
         if self.degree % 2:
-            lower = lower + steps[..., half] / (2 * self.degree)
+            lower = lower + more[..., half] / (2 * self.degree)
         return steps, params[..., -1] / self.degree - lower
 
 

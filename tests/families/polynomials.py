@@ -14,10 +14,14 @@ NETWORK = {"hidden_dims": HIDDEN, "activation": "tanh"}
 
 def builders():
     small = {**NETWORK, "num_layers": 1}
+    structures = (Elementwise, Coupling, Autoregressive)
+    kinds = {"sos": SOS, "bernstein": BERNSTEIN}
     return {
-        "elementwise-sos": partial(Elementwise, transformer=SOS, **NETWORK),
-        "coupling-sos": partial(Coupling, transformer=SOS, **NETWORK),
-        "autoregressive-bernstein": partial(Autoregressive, transformer=BERNSTEIN, **NETWORK),
+        **{
+            f"{structure.__name__.lower()}-{name}": partial(structure, transformer=kind, **NETWORK)
+            for structure in structures
+            for name, kind in kinds.items()
+        },
         "elementwise-bernstein_bounded": partial(
             Elementwise, transformer=Bernstein(degree=4, bound=3.0, bounded=True), **NETWORK
         ),
