@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .fused import FusedTransformer, State, bounded
+from .spline_bins import at_ends, check_spline, find_bin, raws_first, to_box
 from .spline_dispatch import kernels_for, restored
 from .spline_kernel import Box, place
 
@@ -49,32 +50,27 @@ class RationalQuadraticSpline(FusedTransformer):
     max_slope: float = 1e3
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_bins, int) or self.num_bins < 2:
-            raise ValueError(f"num_bins expected an int of at least 2, got {self.num_bins}.")
-        if not 0 < self.bound < math.inf:
-            raise ValueError(f"bound expected a positive, finite number, got {self.bound}.")
-        if not 1 < self.max_slope < math.inf:
-            raise ValueError(f"max_slope expected a finite number above 1, got {self.max_slope}.")
+        check_spline(self.num_bins, self.bound, self.max_slope)
 
     @property
     def num_params(self) -> int:
         return 3 * self.num_bins - 1
 
     def plain_forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        value, inside = self._to_box(x)
+        value, inside = to_box(x, self.bound)
         (x0, y0), (w, h), d0, d1 = self._find(value, params, axis=0)
         z, s = ((value - x0) / w).clamp(0, 1), h / w
-        y, slope = _rational_quadratic(z, s, d0, d1)
+        y, slope = rational_quadratic(z, s, d0, d1)
         y = torch.addcmul(y0, h, y) - self.bound
         return torch.where(inside, y, x), torch.where(inside, slope.log(), 0)
 
     def plain_inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        value, inside = self._to_box(y)
+        value, inside = to_box(y, self.bound)
         (x0, y0), (w, h), d0, d1 = self._find(value, params, axis=1)
         s = h / w
         z = place((value - y0) / h, s, d0, d1)
         x = torch.addcmul(x0, w, z) - self.bound
-        slope = _rational_quadratic(z, s, d0, d1)[1]
+        slope = rational_quadratic(z, s, d0, d1)[1]
         return torch.where(inside, x, y), torch.where(inside, -slope.log(), 0)
 
     def evaluate(self, x: Tensor, raws: Tensor) -> tuple[Tensor, Tensor, State]:
@@ -97,34 +93,19 @@ class RationalQuadraticSpline(FusedTransformer):
     def _box(self) -> Box:
         return Box(self.num_bins, self.bound, math.log(self.max_slope))
 
-    def _to_box(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map [-B, B] to [0, 2B] and what is outside to the middle: gradients are finite."""
-        inside = x.abs() < self.bound
-        return torch.where(inside, x, 0) + self.bound, inside
-
     def _find(
         self, value: Tensor, params: Tensor, axis: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Left ends and sizes, on x and on y, and the end slopes of the bin of each value."""
-        limit, num_bins = math.log(self.max_slope), self.num_bins
-        batch = torch.broadcast_shapes(value.shape, params.shape[:-1])
-        # The numbers of a bin come first, so that every operation runs along the values.
-        raws = params[(None,) * (len(batch) + 1 - params.dim())].movedim(-1, 0)
-        sizes = raws[: 2 * num_bins].unflatten(0, (2, num_bins))
-        weights = bounded(sizes, limit / 2).exp()  # bounded raws need no shift
-        sums = weights.cumsum(1)
-        per = sums[:, -1] / (2 * self.bound)
-        index = (value * per[axis] >= sums[axis, :-1]).sum(0)
-        at = index.expand(2, 1, *batch)
-        size = weights.expand(2, num_bins, *batch).gather(1, at)[:, 0]
-        left = sums.expand(2, num_bins, *batch).gather(1, at)[:, 0] - size
-        ends = F.pad(raws[2 * num_bins :], (0, 0) * (raws.dim() - 1) + (1, 1))
-        ends = ends.expand(num_bins + 1, *batch).gather(0, torch.stack([index, index + 1]))
-        d0, d1 = bounded(ends, limit).exp()
-        return left / per, size / per, d0, d1
+        limit, raws = math.log(self.max_slope), raws_first(value, params)
+        sizes, inner = raws.split([2 * self.num_bins, self.num_bins - 1])
+        index, left, size = find_bin(value, sizes, self.bound, limit, axis)
+        ends = F.pad(inner, (0, 0) * (raws.dim() - 1) + (1, 1))
+        d0, d1 = bounded(at_ends(ends, index), limit).exp()
+        return left, size, d0, d1
 
 
-def _rational_quadratic(z: Tensor, s: Tensor, d0: Tensor, d1: Tensor) -> tuple[Tensor, Tensor]:
+def rational_quadratic(z: Tensor, s: Tensor, d0: Tensor, d1: Tensor) -> tuple[Tensor, Tensor]:
     """How far up its bin the value at z is, and the slope: eqs. 4 and 5 of Durkan et al. (2019)."""
     t = z * (1 - z)
     over = 1 / (s + (d0 + d1 - 2 * s) * t)
