@@ -3,6 +3,7 @@
 from .affine import FullAffine, LocScale, LowRankAffine
 from .autoregressive import Autoregressive
 from .block_autoregressive import BlockAutoregressive
+from .continuous import Continuous
 from .coupling import Coupling
 from .elementwise import Elementwise
 from .exponential import MatrixExponential, Orthogonal
@@ -18,6 +19,7 @@ __all__ = [
     "Autoregressive",
     "BatchNorm",
     "BlockAutoregressive",
+    "Continuous",
     "Coupling",
     "Elementwise",
     "FullAffine",

@@ -6,6 +6,7 @@ partial, or a bijector class. Pyro's own ``AutoNormalizingFlow`` accepts one too
 
 from .autoregressions import iaf, maf, nsf
 from .blocks import bnaf
+from .continuous import cnf
 from .couplings import nice, nsf_coupling, realnvp
 from .glow import glow
 from .linear import affine, diagonal
@@ -22,6 +23,7 @@ __all__ = [
     "bnaf",
     "bpf",
     "build_flow",
+    "cnf",
     "diagonal",
     "gf",
     "glow",
