@@ -24,7 +24,7 @@ CONDITIONAL = {
 # Newton's method takes as many steps as the values ask for, which vmap cannot know; what is
 # set to given values needs values, which the meta device has not.
 EXCEPT = {"vmap_agrees": "bend", "works_on_another_device": "anchored"}
-COMPILED = {*SMALL, "autoregressive-order|context", "compose"}
+COMPILED = {*SMALL, "autoregressive-order|context", "autoregressive-graph", "compose"}
 
 
 def applies(law: str, name: str, case: Case) -> bool:

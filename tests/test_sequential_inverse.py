@@ -203,13 +203,13 @@ def test_an_activation_meets_each_unit_once():
 )
 def test_single_precision_loses_no_more_than_by_passes(transformer):
     b = layer(64, noise=0.2, transformer=transformer, order=range(64)[::-1]).float()
-    x = torch.randn(256, 64, dtype=torch.float32)
+    x = torch.randn(1024, 64, dtype=torch.float32)
     with torch.no_grad():
         y = b.forward_and_log_det(x)[0]
         exact = copy.deepcopy(b).double().inverse_and_log_det(y.double())
         steps, passes = b.inverse_and_log_det(y), by_passes(b, y, None)
     for i in range(2):
-        error, before = ((v[i] - exact[i]).abs().quantile(0.99) for v in (steps, passes))
+        error, before = ((v[i] - exact[i]).abs().quantile(0.9) for v in (steps, passes))
         assert error <= 1.5 * before
 
 

@@ -9,7 +9,6 @@ unit waits, as there are where hidden layers are narrow, are inverted in one ste
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -88,14 +87,22 @@ def _plan(degrees: Sequence[tuple[int, ...]], dim: int) -> _Plan:
     units = [_by_degree(layer) for layer in degrees]
     order = _by_degree(degrees[0][:dim])
     levels = [degrees[0][i] for i in order]
-    known = [  # units of each hidden layer that see nothing of this level
-        [bisect_left(sorted(layer), level) for level in levels] for layer in degrees[1:]
-    ]
+    known = [_below(levels, sorted(layer)) for layer in degrees[1:]]  # units of each hidden layer
     waits = known or [levels]
     starts = [i for i in range(dim) if i == 0 or any(n[i] > n[i - 1] for n in waits)]
     sizes = [end - start for start, end in pairwise([*starts, dim])]
     ends = [[n[i] for i in starts] for n in known]
     return _Plan(units, order, _by_degree(tuple(order)), starts, sizes, ends)
+
+
+def _below(levels: Sequence[int], degrees: Sequence[int]) -> list[int]:
+    """How many degrees are below each level, both ascending."""
+    numbers, last = [], 0
+    for level in levels:
+        while last < len(degrees) and degrees[last] < level:
+            last += 1
+        numbers.append(last)
+    return numbers
 
 
 def _by_degree(degrees: tuple[int, ...]) -> list[int]:
