@@ -22,7 +22,7 @@ from torch import Tensor
 
 import pyroflows as pf
 
-NUM_STEPS, NUM_PARTICLES, NUM_DRAWS = 1000, 256, 2000
+NUM_STEPS, NUM_PARTICLES, NUM_DRAWS = 500, 256, 2000
 
 
 def two_arc(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from .normalization import ActNorm, BatchNorm
 from .orthogonal import Householder, Permutation
 from .planar import Planar
 from .radial import Radial
+from .residual import Residual
 from .sylvester import Sylvester
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "Permutation",
     "Planar",
     "Radial",
+    "Residual",
     "Sylvester",
 ]

@@ -6,6 +6,7 @@ partial, or a bijector class. Pyro's own ``AutoNormalizingFlow`` accepts one too
 
 from .autoregressions import iaf, maf, nsf
 from .blocks import bnaf
+from .circular import ncsf
 from .continuous import cnf
 from .couplings import nice, nsf_coupling, realnvp
 from .glow import glow
@@ -13,6 +14,7 @@ from .linear import affine, diagonal
 from .neural import gf, naf, unaf
 from .polynomials import bpf, sospf
 from .registry import Flow, available_flows, build_flow, register_flow
+from .residual import residual
 from .ridges import planar, radial, sylvester
 from .triangular import triangular
 
@@ -30,6 +32,7 @@ __all__ = [
     "iaf",
     "maf",
     "naf",
+    "ncsf",
     "nice",
     "nsf",
     "nsf_coupling",
@@ -37,6 +40,7 @@ __all__ = [
     "radial",
     "realnvp",
     "register_flow",
+    "residual",
     "sospf",
     "sylvester",
     "triangular",
