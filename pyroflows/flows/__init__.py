@@ -6,7 +6,6 @@ partial, or a bijector class. Pyro's own ``AutoNormalizingFlow`` accepts one too
 
 from .autoregressions import iaf, maf, nsf
 from .blocks import bnaf
-from .circular import ncsf
 from .continuous import cnf
 from .couplings import nice, nsf_coupling, realnvp
 from .glow import glow
@@ -32,7 +31,6 @@ __all__ = [
     "iaf",
     "maf",
     "naf",
-    "ncsf",
     "nice",
     "nsf",
     "nsf_coupling",
