@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import pyroflows as pf
+from pyroflows.bijectors import BlockAutoregressive, Continuous, Residual
 from pyroflows.flows import registry
 from pyroflows.networks import Conditioner, MaskedConditioner
 
@@ -42,7 +43,7 @@ def flow_gallery():
 def _row(name):
     flow = pf.build_flow(name, DIM)
     runs = (flow.forward_and_log_det, flow.inverse_and_log_det)
-    sample, score = (_cost(flow, run) + _search(run) for run in runs)
+    sample, score = (_cost(flow, run, _searches(run)) for run in runs)
     return f"| `{name}` | {_summary(name)} | {sample} | {score} |\n"
 
 
@@ -52,7 +53,7 @@ def _summary(name):
     return " ".join(text.split()).rstrip(".")
 
 
-def _search(run):
+def _searches(run):
     """Whether a solver looks for the result."""
     searches = []
 
@@ -67,10 +68,20 @@ def _search(run):
                     spy = Mock(wraps=own, side_effect=seen)
                     stack.enter_context(patch.object(module, solver, spy))
         run(torch.zeros(1, DIM))
-    return " and a search" if searches else ""
+    return bool(searches)
 
 
-def _cost(flow, run):
+def _cost(flow, run, searches):
+    """What one run of the flow takes, in words."""
+    parts = [*flow.modules()]
+    if any(isinstance(part, Continuous) for part in parts):
+        return "as many passes as its solver takes"
+    if any(isinstance(part, BlockAutoregressive | Residual) for part in parts):
+        return "a search through its networks" if searches else "1 pass a layer"
+    return _passes(flow, run) + (" and a search" if searches else "")
+
+
+def _passes(flow, run):
     """Count the passes through each network that one run of the flow takes."""
     networks = [m for m in flow.modules() if isinstance(m, Conditioner | MaskedConditioner)]
     networks = [m for m in networks if any(isinstance(part, nn.Linear) for part in m.modules())]
