@@ -16,8 +16,11 @@ def law(function: Callable) -> Callable:
     return function
 
 
-def close(actual: object, expected: object, dtype: torch.dtype = torch.float64) -> None:
-    assert_close(actual, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+def close(
+    actual: object, expected: object, dtype: torch.dtype = torch.float64, own: float = 0.0
+) -> None:
+    bar = max(TOLERANCE[dtype], own)
+    assert_close(actual, expected, atol=bar, rtol=bar)
 
 
 def base(dim: int) -> dist.Distribution:

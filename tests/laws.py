@@ -32,7 +32,7 @@ def distribution(case: Case, b: Bijector, *batch: int) -> dist.TransformedDistri
 
 @law
 def a_batch_is_a_loop(case: Case) -> None:
-    b = case.bijector()
+    b, own = case.bijector(), case.tolerance("a_batch_is_a_loop")
     for batch in [(), (4,), (2, 3), (0,), (1, 1)]:
         x, c = case.x(*batch), case.context(*batch)
         for method in (b.forward_and_log_det, b.inverse_and_log_det):
@@ -41,7 +41,7 @@ def a_batch_is_a_loop(case: Case) -> None:
             assert log_det.shape == batch
             for i in itertools.product(*map(range, batch)):
                 one = method(x[i], None if c is None else c[i])
-                close(one, (y[i], log_det[i]))
+                close(one, (y[i], log_det[i]), own=own)
 
 
 @law
@@ -158,7 +158,8 @@ def an_own_draw_is_scored_for_free(case: Case) -> None:
             del t.__dict__[name]
     assert not calls
     assert score.shape == (6,)
-    close(score, d.log_prob(y.clone()))
+    own = case.tolerance("an_own_draw_is_scored_for_free")
+    close(score, d.log_prob(y.clone()), own=own)
 
 
 @law
@@ -239,7 +240,7 @@ def second_derivatives_are_those_of_the_first(case: Case) -> None:
 
 @law
 def the_score_is_the_gradient_of_the_log_density(case: Case) -> None:
-    b, x, c = case.bijector(), case.x(5), case.context(5)
+    b, own = case.bijector(), case.tolerance("the_score_is_the_gradient_of_the_log_density")
     for batch in ((5,), (), (0,)):
         x = case.x(*batch)
         c = case.context(*batch)
@@ -249,7 +250,7 @@ def the_score_is_the_gradient_of_the_log_density(case: Case) -> None:
         point = y.detach().requires_grad_()
         x_again, inverse_log_det = b.inverse_and_log_det(point, c)
         log_q = inverse_log_det - 0.5 * x_again.square().sum(-1)
-        close(score, torch.autograd.grad(log_q.sum(), point)[0])
+        close(score, torch.autograd.grad(log_q.sum(), point)[0], own=own)
         for mode in (torch.no_grad, torch.inference_mode):
             with mode():
                 silent = b.forward_with_score(x * 1, -x, c)

@@ -1,6 +1,7 @@
 """A flow in continuous time: its density, its traces, its solvers, and what it says."""
 
 import builtins
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pyroflows.bijectors import Continuous
+from tests import laws
+from tests.case import CONTEXT_DIM, Case
 
 pytestmark = pytest.mark.usefixtures("_double")
 
@@ -77,21 +80,51 @@ def test_a_point_is_as_exact_among_many_as_alone():
         assert_close(b, e, atol=1e-5, rtol=1e-5)
 
 
-def test_the_estimated_trace_is_right_in_the_mean_and_a_function_in_evaluation():
+def test_the_estimated_trace_is_a_function_and_right_in_the_mean():
     x, flow = torch.randn(1, 2).expand(4000, 2), moved(trace="hutchinson", tolerance=1e-6)
     exact = moved(tolerance=1e-6).forward_and_log_det(x[:1])[1]
     with torch.no_grad():
-        estimates = flow.forward_and_log_det(x)[1]
+        first, second = (flow.forward_and_log_det(x[:3]) for _ in range(2))
+        assert_close(first, second, atol=0, rtol=0)
+        assert_close(first[1], first[1][:1].expand(3), atol=1e-12, rtol=0)
+        assert (first[1] - exact).abs().min() > 1e-3
+        fresh = moved(trace="hutchinson", noise="fresh", tolerance=1e-6)
+        estimates = fresh.forward_and_log_det(x)[1]
         error = estimates.std() / len(x) ** 0.5
         assert error > 0  # noise of its own for each point, in training mode
         assert (estimates.mean() - exact).abs() < 5 * error
-        flow.eval()
-        first, second = (flow.forward_and_log_det(x[:3]) for _ in range(2))
-        assert_close(first, second, atol=0, rtol=0)
-        back = flow.inverse_and_log_det(first[0])
-    assert_close(back, (x[:3], -first[1]), atol=1e-4, rtol=1e-4)
+        assert_close(fresh.eval().forward_and_log_det(x[:3]), first)
     probes = moved(trace="hutchinson", num_probes=500, tolerance=1e-4)
     assert_close(probes.forward_and_log_det(x[:1])[1], exact, atol=0.2, rtol=0)
+    probes.trace = "exact"
+    assert_close(probes.forward_and_log_det(x[:1])[1], exact, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        "a_batch_is_a_loop",
+        "context_broadcasts_against_the_batch",
+        "every_parameter_gets_a_gradient",
+        "inverse_undoes_forward",
+        "results_have_the_dtype_of_the_module_not_the_default",
+        "second_derivatives_are_those_of_the_first",
+        "survives_copy_pickle_and_state_dict_after_use",
+        "values_and_gradients_stay_finite_far_out",
+    ],
+)
+def test_the_estimated_trace_obeys_the_laws(law: str):
+    options = {"trace": "hutchinson", "solver": "rk4", "num_steps": 16, "hidden_dims": (8,)}
+    build = partial(Continuous, context_dim=CONTEXT_DIM, **options)
+    laws.LAWS[law](Case(build, CONTEXT_DIM, tolerances={"inverse_undoes_forward": 1e-4}))
+
+
+def test_a_tolerance_no_step_is_small_enough_for_is_that_of_the_dtype():
+    flow = moved(tolerance=1e-12).float()
+    x = torch.randn(4, 2, dtype=torch.float32)
+    expected = moved(tolerance=1e-9).forward_and_log_det(x.double())
+    found = flow.forward_and_log_det(x)
+    assert_close([v.double() for v in found], [*expected], atol=1e-4, rtol=1e-4)
 
 
 def test_the_adjoint_gives_the_same_gradients():
@@ -136,6 +169,7 @@ def test_without_torchdiffeq_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     [
         ({"activation": "relu"}, "activation to be one of"),
         ({"trace": "none"}, "trace to be one of"),
+        ({"noise": "none"}, "noise to be one of"),
         ({"solver": "newton"}, "solver to be one of"),
         ({"num_steps": 0}, "num_steps to be a positive int"),
         ({"num_probes": 1.5}, "num_probes to be a positive int"),
