@@ -51,6 +51,7 @@ def takes_steps(conditioner: nn.Module) -> bool:
     return (
         isinstance(conditioner, MaskedConditioner)
         and type(conditioner).forward is MaskedConditioner.forward
+        and not conditioner.angles  # of which a row of the inputs is not one row of what is seen
     )
 
 

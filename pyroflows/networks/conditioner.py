@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Size, Tensor, nn
 
+from .angles import Angles
 from .chain import FINAL_SCALE, Activation, Chain, check_given, check_hidden, concatenate
 from .own import Network, Own
 
@@ -33,6 +34,8 @@ class Conditioner(nn.Module):
             (the inputs proper, then the context) and outputs, it returns a module that takes and
             gives them, with one batch dimension, each point alone. Its outputs are multiplied by
             trained numbers that start at zero. ``nn.Linear`` will do, or :class:`Hermite`.
+        periods: Of each input its period if it is an angle, which the network then takes as two
+            inputs, cosine and sine, else ``None``; without angles if not given.
 
     Raises:
         TypeError: If ``network`` returns no module or, when called, inputs or context are missing
@@ -55,18 +58,20 @@ class Conditioner(nn.Module):
         activation: Activation = "relu",
         residual: bool = False,
         network: Network | None = None,
+        periods: Sequence[float | None] = (),
     ) -> None:
         super().__init__()
         self.shape = Size(shape)
         self.input_dim = input_dim
         self.context_dim = context_dim
+        self.angles = Angles(periods)
         self.net = None
         if input_dim + context_dim == 0:
             self.raw = nn.Parameter(FINAL_SCALE * torch.randn(self.shape))
         elif network is not None:
-            self.net = Own(network, input_dim + context_dim, self.shape.numel())
+            self.net = Own(network, self._width, self.shape.numel())
         else:
-            dims = [input_dim + context_dim, *check_hidden(hidden_dims, residual)]
+            dims = [self._width, *check_hidden(hidden_dims, residual)]
             linears = [nn.Linear(i, o) for i, o in pairwise([*dims, self.shape.numel()])]
             self.net = Chain(linears, activation, residual)
 
@@ -76,4 +81,9 @@ class Conditioner(nn.Module):
         check_given("context", context, self.context_dim)
         if self.net is None:
             return self.raw
-        return self.net(concatenate(inputs, context), self.shape)
+        seen = None if inputs is None else self.angles.embed(inputs)
+        return self.net(concatenate(seen, context), self.shape)
+
+    @property
+    def _width(self) -> int:
+        return self.input_dim + len(self.angles) + self.context_dim

@@ -10,8 +10,9 @@ from itertools import pairwise
 import torch
 from torch import Size, Tensor, nn
 
+from .angles import Angles
 from .chain import Activation, Chain, MaskedLinear, check_given, check_hidden, concatenate
-from .graph import Adjacency, by_adjacency, by_order
+from .graph import Adjacency, Structure, by_adjacency, by_order
 
 __all__ = ["MaskedConditioner"]
 
@@ -36,6 +37,7 @@ class MaskedConditioner(nn.Module):
         hidden_dims: Sizes of the hidden layers.
         activation: As in :class:`Conditioner`.
         residual: As in :class:`Conditioner`.
+        periods: Of each coordinate its period if it is an angle, as in :class:`Conditioner`.
 
     Raises:
         TypeError: When called, if a context is missing or unexpected.
@@ -59,6 +61,7 @@ class MaskedConditioner(nn.Module):
         hidden_dims: Sequence[int] = (64, 64),
         activation: Activation = "relu",
         residual: bool = False,
+        periods: Sequence[float | None] = (),
     ) -> None:
         super().__init__()
         self.shape = Size((dim, num_params))
@@ -71,7 +74,8 @@ class MaskedConditioner(nn.Module):
             raise ValueError("An adjacency says all: leave out order and num_passes.")
         else:
             structure = by_adjacency(adjacency, dim, context_dim, hidden)
-        self.order, self.levels, self.degrees, masks = structure
+        self.angles = Angles(periods)
+        self.order, self.levels, self.degrees, masks = _with_sines(structure, self.angles.index)
         self.is_sorted = self.order == list(range(dim))
         self.place = sorted(range(dim), key=lambda i: self.order[i])
         self.num_passes = 1 + max(self.levels)
@@ -84,7 +88,7 @@ class MaskedConditioner(nn.Module):
         """Return the raw parameters, with shape ``(*batch, dim, num_params)``."""
         check_given("x", x, self.shape[0])
         check_given("context", context, self.context_dim)
-        return self.net(concatenate(x, context), self.shape)
+        return self.net(concatenate(self.angles.embed(x), context), self.shape)
 
     def forward_with_pullback(
         self, x: Tensor, context: Tensor | None = None
@@ -99,14 +103,21 @@ class MaskedConditioner(nn.Module):
         """
         check_given("x", x, self.shape[0])
         check_given("context", context, self.context_dim)
-        out, weights, slopes = self.net.trace(concatenate(x, context), self.shape)
-        return out, partial(self._pull, weights, slopes)
+        seen = concatenate(self.angles.embed(x), context)
+        out, weights, slopes = self.net.trace(seen, self.shape)
+        return out, partial(self._pull, x.detach(), weights, slopes)
 
     @torch.no_grad()
     def _pull(
-        self, weights: list[Tensor], slopes: list[Tensor], each: Tensor, total: Tensor
+        self,
+        x: Tensor,
+        weights: list[Tensor],
+        slopes: list[Tensor],
+        each: Tensor,
+        total: Tensor,
     ) -> tuple[Tensor, Tensor]:
         dim, num_params = self.shape
+        width = dim + len(self.angles)
         batch = each.shape[:-2]
         number = batch.numel()
         slopes = [slope.reshape(number, slope.shape[-1]) for slope in slopes]
@@ -123,9 +134,19 @@ class MaskedConditioner(nn.Module):
             if end == dim:  # the total sees all units, and so does the last coordinate
                 whole = total.mT.reshape(number, dim * num_params) @ weights[-1]
                 rows = torch.cat([rows, whole[None]])
-            pulled.append(self.net.pull(rows, weights, slopes, counts)[..., :dim])
-        rows = torch.cat(pulled).view(dim + 1, *batch, dim)
+            pulled.append(self.net.pull(rows, weights, slopes, counts)[..., :width])
+        rows = self.angles.pull(torch.cat(pulled).view(dim + 1, *batch, width), x)
         return (rows[:-1] if self.is_sorted else rows[self.place]), rows[-1]
 
     def _members(self, start: int, end: int) -> slice | list[int]:
         return slice(start, end) if self.is_sorted else self.order[start:end]
+
+
+def _with_sines(structure: Structure, angles: list[int]) -> Structure:
+    """The structure with a second input for each angle, seen by all that see the first."""
+    if not angles:
+        return structure
+    dim, (inputs, *degrees), (first, *masks) = len(structure.levels), *structure[2:]
+    columns = [*range(dim), *angles, *range(dim, len(inputs))]
+    degrees = [tuple(inputs[i] for i in columns), *degrees]
+    return structure._replace(degrees=degrees, masks=[first[:, columns], *masks])

@@ -25,6 +25,7 @@ class SeparateConditioner(nn.Module):
         network: As in :class:`Conditioner`.
         order: The coordinates, first to last; as they come if not given.
         context_dim: Size of the context, or 0 for none.
+        periods: Of each coordinate its period if it is an angle, as in :class:`Conditioner`.
 
     Raises:
         TypeError: When called, if a context is missing or unexpected.
@@ -44,6 +45,7 @@ class SeparateConditioner(nn.Module):
         *,
         order: Sequence[int] | None = None,
         context_dim: int = 0,
+        periods: Sequence[float | None] = (),
     ) -> None:
         super().__init__()
         self.shape = Size((dim, num_params))
@@ -51,7 +53,13 @@ class SeparateConditioner(nn.Module):
         self.order = list(range(dim) if order is None else order)
         self.rank = [self.order.index(i) for i in range(dim)]
         self.conditioners = nn.ModuleList(
-            Conditioner(place, (num_params,), context_dim=context_dim, network=network)
+            Conditioner(
+                place,
+                (num_params,),
+                context_dim=context_dim,
+                network=network,
+                periods=[periods[i] for i in self.order[:place]] if periods else (),
+            )
             for place in range(dim)
         )
 

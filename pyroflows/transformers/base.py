@@ -7,6 +7,7 @@ conditioner; zeros mean the identity, so every flow starts near it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,19 @@ class Transformer(ABC):
     @abstractmethod
     def num_params(self) -> int:
         """Number :math:`P` of raw parameters per scalar."""
+
+    @property
+    def differs(self) -> bool:
+        """Whether the map differs by coordinate: then the last axis of scalars is coordinates."""
+        return False
+
+    def at(self, indices: Sequence[int]) -> Transformer:
+        """Return the map of some of the coordinates, in this order, alone."""
+        return self
+
+    def period(self, index: int) -> float | None:
+        """Return the period of a coordinate that is an angle, which networks see as such."""
+        return None
 
     @abstractmethod
     def forward_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -40,6 +42,16 @@ class Stacked(Transformer):
     @property
     def num_params(self) -> int:
         return sum(self._sizes)
+
+    @property
+    def differs(self) -> bool:
+        return any(t.differs for t in self.transformers)
+
+    def at(self, indices: Sequence[int]) -> Transformer:
+        return Stacked(*(t.at(indices) for t in self.transformers)) if self.differs else self
+
+    def period(self, index: int) -> float | None:
+        return self.transformers[0].period(index)
 
     def forward_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         total = torch.zeros_like(x)
