@@ -113,8 +113,10 @@ class Continuous(Bijector):
             hidden_dims=hidden_dims,
             activation=activation,
         )
-        signs = torch.randint(2, (num_probes, dim), generator=torch.Generator().manual_seed(0))
-        self.register_buffer("probes", (2.0 * signs - 1).to(torch.get_default_dtype()))
+        generator = torch.Generator("cpu").manual_seed(0)  # the same on every device
+        signs = torch.randint(2, (num_probes, dim), generator=generator, device="cpu")
+        own = next(self.velocity.parameters())
+        self.register_buffer("probes", (2 * signs - 1).to(own))
 
     def forward_and_log_det(
         self, x: Tensor, context: Tensor | None = None

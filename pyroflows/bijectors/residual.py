@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -31,9 +32,10 @@ class Residual(Bijector):
     method inverts.
 
     Up to ``max_exact_dim`` coordinates the log-determinant is exact, from the Jacobian. Above it
-    is an unbiased estimate by the power series of the logarithm, some terms for sure and more
-    with falling probability, each along random directions. Its noise is held fixed within a call.
-    In training mode each call has noise of its own; in evaluation mode it is always the same.
+    is an unbiased estimate by the power series of the logarithm, along random directions: some
+    terms for sure, each later one with :math:`L` times the probability of the one before. What a
+    term is multiplied by is then less than what the contraction divides it by: the estimate is
+    bounded. It takes :math:`L / (1 - L)` terms in the mean beside the sure ones.
 
     References:
         | Invertible Residual Networks (Behrmann et al., 2019), https://arxiv.org/abs/1811.00995
@@ -47,10 +49,16 @@ class Residual(Bijector):
         lipschitz: The bound :math:`L`, below one.
         max_exact_dim: Most coordinates for which the log-determinant is exact.
         num_terms: Terms of the series that the estimate always takes.
+        num_probes: Random directions of the estimate, of independent signs.
+        noise: ``"fixed"``: directions and number of terms are drawn once, from the seed, and are
+            the same for all calls and points, so that a log density is a function. Long training
+            may fit the layer to them; with ``"fresh"`` each call in training mode has a number of
+            terms of its own, and each point directions; evaluation mode has the fixed ones.
+        seed: Of the noise that is fixed. Layers of one flow should differ in it.
 
     Raises:
-        ValueError: If ``lipschitz`` is not between 0 and 1, a size is not positive, or there are
-            no hidden layers.
+        ValueError: If ``lipschitz`` is not between 0 and 1, a number is too small, ``noise`` is
+            neither of those named, or there are no hidden layers.
         RuntimeError: From the inverse, if Newton's method does not converge.
 
     Example:
@@ -67,23 +75,24 @@ class Residual(Bijector):
         lipschitz: float = 0.97,
         max_exact_dim: int = 32,
         num_terms: int = 8,
+        num_probes: int = 1,
+        noise: str = "fixed",
+        seed: int = 0,
     ) -> None:
         super().__init__(dim, context_dim=context_dim)
-        if not 0 < lipschitz < 1:
-            raise ValueError(f"Residual expected lipschitz between 0 and 1, got {lipschitz}.")
-        sizes = {"max_exact_dim": max_exact_dim + 1, "num_terms": num_terms}
-        sizes |= {f"hidden_dims[{i}]": size for i, size in enumerate(hidden_dims)}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"Residual expected {name} to be positive, got {size}.")
+        sizes = {f"hidden_dims[{i}]": size for i, size in enumerate(hidden_dims)}
+        sizes |= {"num_terms": num_terms, "num_probes": num_probes}
+        _check(lipschitz, max_exact_dim, noise, sizes)
         if not hidden_dims:
             raise ValueError("Residual expected one or more hidden_dims, got none.")
         self.lipschitz, self.max_exact_dim, self.num_terms = lipschitz, max_exact_dim, num_terms
+        self.noise = noise
         self.linears = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise([dim, *hidden_dims, dim]))
         self.context = nn.Linear(context_dim, hidden_dims[0], bias=False) if context_dim else None
         with torch.no_grad():
             self.linears[-1].weight.mul_(_START)
             self.linears[-1].bias.zero_()
+        self._draw_noise(num_probes, seed)
 
     def forward_and_log_det(
         self, x: Tensor, context: Tensor | None = None
@@ -109,23 +118,49 @@ class Residual(Bijector):
 
         return contraction
 
+    def _draw_noise(self, num_probes: int, seed: int) -> None:
+        generator = torch.Generator("cpu").manual_seed(seed)  # the same on every device
+        signs = torch.randint(2, (num_probes, self.dim), generator=generator, device="cpu")
+        own = self.linears[0].weight
+        self.register_buffer("probes", (2 * signs - 1).to(own), persistent=False)
+        number = torch.rand((), generator=generator, dtype=torch.float64, device="cpu")
+        self._weights = _term_weights(1 - float(number), self.num_terms, self.lipschitz)
+
     def _estimated_log_det(self, pull: Callable, x: Tensor) -> Tensor:
-        generator = None
-        if not self.training:
-            generator = torch.Generator(x.device).manual_seed(0)
-        signs = torch.randint(2, (self.dim,), generator=generator, device=x.device)
-        if self.training:
-            signs = torch.randint(2, x.shape, device=x.device)
-        noise = (2 * signs - 1).to(x.dtype).expand_as(x)
-        number = torch.rand((), generator=generator, device=x.device)
-        # A term beyond the sure ones comes with half the probability of the one before.
-        extra = int(-torch.log2(number.clamp_min(1e-9)))
-        product, total = noise, x.new_zeros(x.shape[:-1])
-        for k in range(1, self.num_terms + extra + 1):
-            product = pull(product)[0]
-            weight = 2.0 ** max(k - self.num_terms, 0) * (1 if k % 2 else -1) / k
-            total = total + weight * (product * noise).sum(-1)
+        shape, weights = (len(self.probes), *x.shape), self._weights
+        noise = self.probes.view(shape[0], *[1] * (x.dim() - 1), self.dim).expand(shape)
+        if self.noise == "fresh" and self.training:
+            noise = 2 * torch.randint(2, shape, dtype=x.dtype, device=x.device) - 1
+            number = float(torch.rand((), dtype=torch.float64, device="cpu"))
+            weights = _term_weights(1 - number, self.num_terms, self.lipschitz)
+        pull_all, product, total = vmap(pull), noise, 0.0
+        for k, weight in enumerate(weights, 1):
+            (product,) = pull_all(product)
+            sign = 1 if k % 2 else -1
+            total = total + sign * weight / k * (product * noise).sum(-1).mean(0)
         return total
+
+
+def _term_weights(number: float, num_sure: int, kept: float) -> list[float]:
+    """One over the probability that each term is taken, for the terms that this number takes.
+
+    The number is uniform in (0, 1]. Each term after the sure ones is kept, if the one before was,
+    with the given probability.
+    """
+    num_extra = int(math.log(number) / math.log(kept))
+    return [1.0] * num_sure + [kept**-i for i in range(1, num_extra + 1)]
+
+
+def _check(lipschitz: float, max_exact_dim: int, noise: str, sizes: dict[str, int]) -> None:
+    if not 0 < lipschitz < 1:
+        raise ValueError(f"Residual expected lipschitz between 0 and 1, got {lipschitz}.")
+    if max_exact_dim < 0:
+        raise ValueError(f"Residual expected max_exact_dim to be at least 0, got {max_exact_dim}.")
+    if noise not in ("fixed", "fresh"):
+        raise ValueError(f"Residual expected noise to be one of 'fixed', 'fresh', got {noise!r}.")
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"Residual expected {name} to be positive, got {size}.")
 
 
 def _exact_log_det(pull: Callable, x: Tensor) -> Tensor:

@@ -20,10 +20,20 @@ def residual(
     num_layers: int = 8,
     hidden_dims: Sequence[int] = (64, 64),
     lipschitz: float = 0.97,
+    max_exact_dim: int = 32,
+    noise: str = "fixed",
 ) -> Bijector:
     """Residual layers whose network is a contraction: every coordinate moves at once."""
     layers = [
-        Residual(dim, context_dim=context_dim, hidden_dims=hidden_dims, lipschitz=lipschitz)
-        for _ in range(checked_layers(num_layers))
+        Residual(
+            dim,
+            context_dim=context_dim,
+            hidden_dims=hidden_dims,
+            lipschitz=lipschitz,
+            max_exact_dim=max_exact_dim,
+            noise=noise,
+            seed=number,
+        )
+        for number in range(checked_layers(num_layers))
     ]
     return Compose(*layers)
