@@ -6,6 +6,7 @@ partial, or a bijector class. Pyro's own ``AutoNormalizingFlow`` accepts one too
 
 from .autoregressions import iaf, maf, nsf
 from .blocks import bnaf
+from .circular import ncsf
 from .continuous import cnf
 from .couplings import nice, nsf_coupling, realnvp
 from .glow import glow
@@ -31,6 +32,7 @@ __all__ = [
     "iaf",
     "maf",
     "naf",
+    "ncsf",
     "nice",
     "nsf",
     "nsf_coupling",
