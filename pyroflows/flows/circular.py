@@ -32,14 +32,16 @@ def ncsf(
 
 
 def _by_index(dim: int, circular: Sequence[int] | None, num_bins: int, bound: float) -> Transformer:
-    chosen = list(range(dim)) if circular is None else [int(i) for i in circular]
+    angles, line = CircularSpline(num_bins), RationalQuadraticSpline(num_bins, bound)
+    if circular is None:
+        return angles
+    chosen = [int(i) for i in circular]
     if len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(dim)):
         raise ValueError(
             f"ncsf expected circular to be indices out of 0..{dim - 1}, each at most once, got "
             f"{chosen}."
         )
     others = [i for i in range(dim) if i not in chosen]
-    angles, line = CircularSpline(num_bins), RationalQuadraticSpline(num_bins, bound)
     if not others:
         return angles
     return ByIndex([(angles, chosen), (line, others)]) if chosen else line
