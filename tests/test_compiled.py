@@ -210,7 +210,9 @@ def test_gradients_belong_to_one_parameter_alone():
 def test_exploring_that_is_brief_is_not_compiled(monkeypatch: pytest.MonkeyPatch):
     graphs = []
     monkeypatch.setattr(recorded, "_compile", lambda graph, inputs: graphs.append(graph) or graph)
-    monkeypatch.setattr(Schedule, "start_from", lambda self, spread, **_: None)  # wherever it starts
+    monkeypatch.setattr(
+        Schedule, "start_from", lambda self, spread, **_: None
+    )  # wherever it starts
     target = energy_model(lambda x: -x.square().sum(-1) / 2, 2)
     options = {"num_particles": 16, "progress_bar": False, "num_diagnostic_samples": 0}
     for num_steps, kinds in ((60, 1), (400, 2)):

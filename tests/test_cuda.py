@@ -17,6 +17,7 @@ from pyroflows.transformers import FusedTransformer, RationalQuadraticSpline, sp
 from pyroflows.transformers.spline_kernel import Box
 from tests import laws
 from tests.cases import CASES, TRANSFORMERS, Case
+from tests.lawbook import TOLERANCE
 from tests.pretended import Pretended, pretended_device
 from tests.test_laws import IN_BOTH_DTYPES, applies
 
@@ -53,6 +54,8 @@ def test_laws(case: Case, dtype: torch.dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_a_bijector_that_was_moved(case: Case, device_type: str, dtype: torch.dtype):
     """No default device helps here: what is made on the way is made where the inputs are."""
+    if device_type == "meta" and ("continuous" in NAMES[id(case)] or "cnf" in NAMES[id(case)]):
+        pytest.skip("the solver needs values, which the meta device has not")
     b, x, c = case.bijector(dtype), case.x(4, dtype=dtype), case.context(4, dtype=dtype)
     there = copy.deepcopy(b).to(device_type)
     methods = ["forward_and_log_det", "inverse_and_log_det"]
@@ -113,7 +116,7 @@ def test_fused_beside_plain(transformer: FusedTransformer, dtype: torch.dtype, d
                 found.append([v.detach().cpu().double() for v in (y, log_slope, *grads)])
             for actual, exact in zip(*found, strict=True):
                 scale = 1 + float(exact.abs().max())
-                assert_close(actual / scale, exact / scale, atol=laws.TOLERANCE[dtype], rtol=0)
+                assert_close(actual / scale, exact / scale, atol=TOLERANCE[dtype], rtol=0)
 
 
 @pytest.mark.cuda
