@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from pyroflows.bijectors import Elementwise
 from pyroflows.transformers import SinhArcsinh, TailTransform, Transformer
 
 pytestmark = pytest.mark.usefixtures("_double")
@@ -119,3 +120,25 @@ def test_a_normal_gets_a_power_law_on_either_side():
 def test_bad_settings_are_refused(build, message: str):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_the_weight_of_each_tail_is_learned():
+    """Draws of known weights, a half on the left and next to none on the right."""
+    torch.manual_seed(0)
+    truth = TailTransform(threshold=1.0, start_weight=0.5)
+    lightest = torch.tensor([0.0, -1e6])
+    data, _ = truth.forward_and_log_det(torch.randn(10_000, 1), lightest)
+    layer = Elementwise(1, transformer=TailTransform(threshold=1.0))
+    optimizer = torch.optim.Adam(layer.parameters(), 0.1)
+    for _ in range(150):
+        x, log_det = layer.inverse_and_log_det(data)
+        loss = (x.square().sum(-1) / 2 - log_det).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    far = torch.tensor([[-6.0], [-7.0], [6.0], [7.0]])
+    y = layer.forward_and_log_det(far)[0].detach().abs().log()
+    log_tail = torch.special.log_ndtr(-far.abs())
+    left, right = (y.view(2, 2).diff(dim=-1) / -log_tail.view(2, 2).diff(dim=-1)).flatten()
+    assert 0.44 < left < 0.56
+    assert right < 0.1
