@@ -31,12 +31,14 @@ class Site:
         support: Where its values live.
         shape: Shape of a value, batch and event together.
         event_dim: Number of event dimensions of a value.
+        is_angle: Whether a value is one of angles, which only some flows hold.
     """
 
     name: str
     support: Constraint
     shape: Size
     event_dim: int
+    is_angle: bool = False
     transform: Transform = field(init=False)
     unconstrained_shape: Size = field(init=False)
 

@@ -54,13 +54,18 @@ def newton_inverse(
         The solutions, to the precision of the dtype, with shape :math:`(*, D)`.
 
     Raises:
-        RuntimeError: If some points do not converge. It says how many.
+        RuntimeError: If some points do not converge, it says how many; or under ``torch.vmap``.
 
     Example:
         >>> x = newton_inverse(lambda x: x + x**3, torch.tensor([2.0, 10.0, -30.0]))
         >>> print(x)
         tensor([ 1.,  2., -3.])
     """
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "newton_inverse takes as many steps as the values ask for, which torch.vmap and "
+            "torch.func cannot know: call it with a batch, which it solves as a whole."
+        )
     with torch.no_grad():
         x, matrix = _solve(function, y.detach(), max_steps)
     if torch.is_grad_enabled():

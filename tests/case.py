@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyroflows import Bijector
 
+SEARCH = "a search takes as many steps as the values ask for, which a graph cannot"
 DIM, CONTEXT_DIM, HIDDEN = 3, 2, (8, 8)
 
 

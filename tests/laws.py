@@ -275,6 +275,18 @@ def pushing_a_score_keeps_the_gradients(case: Case) -> None:
 
 
 @law
+def works_where_no_gradients_are_kept(case: Case) -> None:
+    b, x, c = case.bijector(), case.x(5), case.context(5)
+    for method in (b.forward_and_log_det, b.inverse_and_log_det):
+        expected = [value.detach() for value in method(x, c)]
+        for mode in (torch.no_grad, torch.inference_mode):
+            with mode():
+                seen = method(x * 1, None if c is None else c * 1)
+            assert not any(value.requires_grad for value in seen)
+            close(seen, expected)
+
+
+@law
 def vmap_agrees(case: Case) -> None:
     b, x, c = case.bijector(), case.x(4), case.context(4)
     for method in (b.forward_and_log_det, b.inverse_and_log_det):
@@ -282,6 +294,22 @@ def vmap_agrees(case: Case) -> None:
         close(mapped, method(x, c))
     matrix = torch.func.jacrev(lambda v: b.forward_and_log_det(v, c)[0].sum(0))(x)
     assert matrix.isfinite().all()
+
+
+@law
+def forward_is_one_graph(case: Case) -> None:
+    _is_one_graph(case, case.bijector().forward_and_log_det)
+
+
+@law
+def inverse_is_one_graph(case: Case) -> None:
+    _is_one_graph(case, case.bijector().inverse_and_log_det)
+
+
+def _is_one_graph(case: Case, method: Callable) -> None:
+    x, c = case.x(4), case.context(4)
+    torch._dynamo.reset()
+    close(torch.compile(method, fullgraph=True, backend="eager")(x, c), method(x, c))
 
 
 @law

@@ -10,7 +10,7 @@ import pytest
 import pyroflows
 
 LAYERS = [
-    {"compiling", "monotone"},
+    {"compiling", "inference_mode", "monotone"},
     {"networks", "transformers", "numerics", "memory", "psis", "stick_breaking"},
     {"bijector"},
     {"bijectors"},

@@ -292,6 +292,11 @@ def test_newton_says_how_many_points_failed():
         newton_inverse(lambda x: x, torch.tensor([torch.nan]))
 
 
+def test_newton_under_vmap_says_what_to_do():
+    with pytest.raises(RuntimeError, match="call it with a batch"):
+        torch.vmap(lambda y: newton_inverse(lambda x: x + x**3, y))(torch.randn(3, 2))
+
+
 @pytest.mark.parametrize("context_dim", [0, 2])
 @pytest.mark.parametrize("build", [FullAffine, LULinear])
 def test_one_coordinate_has_no_parameter_that_nothing_trains(build, context_dim):

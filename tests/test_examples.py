@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import pyroflows as pf
-from tests.benchmarks import _posteriors, posteriordb, targets
+from tests.benchmarks import _posteriors, families, posteriordb, targets
 
 ROOT = Path(__file__).parent.parent
 DATABASE = os.environ.get(posteriordb.PATH_VARIABLE)
@@ -151,3 +151,21 @@ def test_a_model_is_that_of_the_reference_draws(name: str):
     (score,) = torch.autograd.grad(guide.log_density(*model_args)(u).sum(), u)
     deviations = score.mean(0) / score.std(0) * len(u) ** 0.5
     assert deviations.abs().max() < 4.5
+
+
+@pytest.mark.parametrize("flow", ["planar", "ncsf"])
+def test_gallery_draws_a_picture_of_a_flow(tmp_path, flow, capsys):
+    example("gallery").main(["--smoke", "--flows", flow, "--output", str(tmp_path)])
+    assert (tmp_path / f"{flow}.png").stat().st_size > 10_000
+    assert capsys.readouterr().out.count("KL") == 2
+
+
+def test_families_are_measured_on_their_targets(tmp_path):
+    options = ["--smoke", "--flows", "diagonal", "ncsf", "--output", str(tmp_path / "f.json")]
+    rows = families.main(options)
+    assert [row["target"] for row in rows] == ["two_arc", "correlated", "moons", "torus"]
+    assert all(math.isfinite(row["gap"]) and row["nan_steps"] == 0 for row in rows)
+    assert (
+        families.main(["--table", str(tmp_path / "f.json")])
+        == json.loads((tmp_path / "f.json").read_text())["rows"]
+    )

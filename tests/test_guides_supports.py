@@ -597,7 +597,7 @@ def test_a_gaussian_posterior_is_found_before_training():
 
 
 def test_every_flow_starts_near_the_outer_affine():
-    for flow in set(pf.available_flows()) - {"affine", "diagonal"}:
+    for flow in set(pf.available_flows()) - {"affine", "diagonal", "ncsf"}:  # angles have no affine
         guide = pf.AutoFlow(plate, flow, outer="full", model_args=())
         report = pf.importance_diagnostics(plate, guide, num_samples=1000, seed=0)
         assert report.log_z - report.elbo < 0.5, flow

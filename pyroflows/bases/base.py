@@ -9,6 +9,7 @@ import torch
 from pyro.distributions import Distribution, TorchDistribution, constraints
 from torch import Size, Tensor, nn
 
+from ..inference_mode import usable
 from ..networks import Conditioner
 
 __all__ = ["Base", "VectorDistribution"]
@@ -95,7 +96,7 @@ class Base(nn.Module, ABC):
     def score(self, value: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Return :math:`\nabla_z \log q(z)`, parameters held fixed; detached, shape ``(*, D)``."""
         with torch.inference_mode(False), torch.enable_grad():
-            point = (value.clone() if value.is_inference() else value).detach().requires_grad_()
+            point = usable(value).detach().requires_grad_()
             log_prob = self.log_prob(point, context).sum()
             if not log_prob.requires_grad:
                 return torch.zeros_like(point, requires_grad=False)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bijector import Bijector
+from ..inference_mode import outside_inference_mode
 from ..networks import Conditioner
 from ..networks.chain import check_hidden
 from ..numerics import monotone_inverse
@@ -98,6 +99,7 @@ class BlockAutoregressive(Bijector):
             h, slope = block.forward(h), block.slope(slope)
         return skip * x + h[..., 0], (skip + slope[..., 0]).log().sum(-1)
 
+    @outside_inference_mode
     def inverse_and_log_det(
         self, y: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:

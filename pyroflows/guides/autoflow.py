@@ -58,7 +58,8 @@ class AutoFlow(AutoContinuous):
         flow: Name of a registered flow, or a recipe ``(dim, *, context_dim=0) -> Bijector``.
         base: What the flow starts from: a name out of :func:`~pyroflows.available_bases`, a recipe
             ``(dim) -> Base``, or a :class:`~pyroflows.Base`, which is trained with the guide. Its
-            vectors must be real.
+            vectors must be real; but with a flow of angles, such as ``"ncsf"``, these start on
+            their circle, uniform unless another base is given, and there is no outer map.
         outer: The outer affine map: ``"full"`` (Cholesky), ``"diagonal"``, ``"low_rank"``, ``None``
             for none, or ``"auto"``: full up to 128 dimensions, low rank above.
         init: ``"auto"`` climbs to a mode and takes the curvature; ``"point"`` starts at the point
@@ -139,7 +140,7 @@ class AutoFlow(AutoContinuous):
         dtype = torch.float64 if is_double and runs_in_double(loc, log_density) else loc.dtype
         self.register_buffer("_origin", torch.zeros_like(loc, dtype=dtype), persistent=False)
         bijector = build_bijector(self.latents.dim, **self._recipe).to(self._origin)
-        base = make_base(self._base_recipe[0], self._origin)
+        base = make_base(self._base_recipe[0], self._origin, bijector, self.latents)
         with poutine.block(), torch.no_grad():
             self.report, self.modes = initialise(bijector, log_density, loc.to(dtype), **self._init)
         self.bijector, self.base = bijector, base

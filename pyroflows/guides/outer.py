@@ -14,6 +14,7 @@ from ..bijector import Bijector, Compose
 from ..bijectors import FullAffine, LocScale, LowRankAffine
 from ..flows import Flow, build_flow
 from ..log_density import LogDensity, StructureError
+from .angles import periods_of
 from .gaussians import FULL, SPARING, Start
 from .start import find_start
 
@@ -33,6 +34,13 @@ def build_bijector(
     if outer not in _OUTERS:
         raise ValueError(f"AutoFlow expected outer to be one of {_OUTERS}, got {outer!r}.")
     inner = build_flow(flow, dim, **options)
+    if any(periods_of(inner, dim)):
+        if outer not in ("auto", None):
+            raise ValueError(
+                f"AutoFlow expected outer='auto' with the flow {flow!r}, as an affine map does not "
+                f"map circles onto themselves, got {outer!r}."
+            )
+        return Compose(inner)
     if isinstance(inner, FullAffine | LocScale | LowRankAffine):
         if outer not in ("auto", None):
             raise ValueError(
@@ -76,7 +84,9 @@ def initialise(
     """
     affine = bijector.bijectors[-1]
     if not isinstance(affine, FullAffine | LocScale | LowRankAffine):
-        return "no outer affine map: the flow starts at zero with unit scale", ()
+        angles = [i for i, p in enumerate(periods_of(bijector, len(loc))) if p is not None]
+        told = "no outer affine map: the flow starts as its base, next to the identity"
+        return told + (f"; coordinates {angles} are angles" if angles else ""), ()
     if init == "point":
         start = _narrow(loc, init_scale, f"started at the given point, {init_scale:g} wide")
     else:

@@ -115,13 +115,14 @@ def _read_site(name: str, site: dict, owner: str) -> Site:
                 "(marginalise them, or use a guide that is a function of the data)."
             )
     base = _innermost(fn)
-    if isinstance(base, dist.VonMises | dist.VonMises3D | dist.SineBivariateVonMises):
+    if isinstance(base, dist.VonMises3D):
         raise ValueError(
-            f"{owner} would treat the angle {name!r} ({type(base).__name__}) as a real number and "
-            "break it at +-pi. Model its sine and cosine, or another unbounded coordinate."
+            f"{owner} cannot hold site {name!r}, a direction (VonMises3D), and would treat it as "
+            "three real numbers. Model it by unbounded coordinates."
         )
+    is_angle = isinstance(base, dist.VonMises | dist.SineBivariateVonMises)
     try:
-        return Site(name, fn.support, fn.shape(), fn.event_dim)
+        return Site(name, fn.support, fn.shape(), fn.event_dim, is_angle)
     except NotImplementedError as error:
         raise ValueError(
             f"{owner} knows no bijection onto the support {fn.support} of site {name!r}: "

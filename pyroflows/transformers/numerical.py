@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..inference_mode import outside_inference_mode
 from ..monotone import monotone_inverse
 from .base import Transformer
 
@@ -21,6 +22,7 @@ class NumericalTransformer(Transformer):
         RuntimeError: From the inverse, if some numbers do not converge.
     """
 
+    @outside_inference_mode
     def inverse_and_log_det(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         y = y.expand(torch.broadcast_shapes(y.shape, params.shape[:-1]))
         x = monotone_inverse(lambda value: self.forward_and_log_det(value, params)[0], y)
