@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import pyroflows as pf
+from pyroflows.psis import smooth_log_weights
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Judged:
     draws: dict[str, Tensor]
     weights: Tensor
     seconds: float
+    elbo: float = math.nan  # of these draws
+    log_z: float = math.nan
 
     def moments(self, *, weighted: bool = True) -> dict[str, tuple[Tensor, Tensor]]:
         """Mean and standard deviation of each site."""
@@ -59,10 +62,21 @@ def fit_and_judge(
     )
     seconds = time.perf_counter() - start
     with torch.no_grad():
-        u, log_q = guide.get_posterior().rsample_and_log_prob((num_samples,))
-        log_p = guide.log_density(*model_args)(u)
-    log_weights, _ = pf.psis((log_p - log_q).double())
-    return Judged(fit, guide.unpack(u), log_weights.exp(), seconds)
+        density = guide.log_density(*model_args)
+        parts = []
+        for _ in range(math.ceil(num_samples / 10_000)):
+            u, log_q = guide.get_posterior().rsample_and_log_prob((min(num_samples, 10_000),))
+            parts.append((u, (density(u) - log_q).double()))
+        u, log_weights = (torch.cat(part) for part in zip(*parts, strict=True))
+    smoothed, _ = smooth_log_weights(log_weights)
+    return Judged(
+        fit,
+        guide.unpack(u),
+        smoothed.softmax(0),
+        seconds,
+        elbo=log_weights.mean().item(),
+        log_z=(smoothed.logsumexp(0) - math.log(len(u))).item(),
+    )
 
 
 def moment_errors(

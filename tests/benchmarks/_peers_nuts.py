@@ -11,7 +11,7 @@ import numpy as np
 
 from tests.benchmarks._peers_fit import EFFECTIVE_DRAWS
 from tests.benchmarks._peers_targets import POSTERIORS, german_credit_data
-from tests.benchmarks.targets import EFFECT, ERROR
+from tests.benchmarks._schools import EFFECT, ERROR
 
 NUM_CHAINS = 4
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import pyroflows as pf
-from tests.benchmarks.targets import EFFECT, ERROR, eight_schools
+from tests.benchmarks._schools import EFFECT, ERROR, eight_schools
 
 PATH_VARIABLE = "PYROFLOWS_TARGETS"
 _CREDIT_FILE = "german.data-numeric"

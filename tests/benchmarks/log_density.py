@@ -24,7 +24,7 @@ from torch import Tensor
 
 import pyroflows as pf
 from tests.benchmarks._common import add_common_options, print_row, write_json
-from tests.benchmarks.targets import eight_schools
+from tests.benchmarks._schools import eight_schools
 
 WAYS = ("loop", "plate", "vmap", "graph", "compiled")
 _MAX_LOOP = 64
