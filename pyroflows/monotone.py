@@ -92,7 +92,16 @@ def _solve(function: Callable[[Tensor], Tensor], y: Tensor, start: Tensor) -> tu
     failed = int((~state.done).sum())
     raise RuntimeError(
         f"monotone_inverse: {failed} of {y.numel()} numbers did not converge in {_MAX_STEPS} "
-        "steps. Is the function increasing and onto the real line, and are its parameters finite?"
+        f"steps. {not_finite(y)}Is the function increasing and onto the real line, and are its "
+        "parameters finite?"
+    )
+
+
+def not_finite(y: Tensor) -> str:
+    """What to say of images that have no solution as they are NaN or infinite."""
+    bad = int((~y.isfinite()).sum())
+    return (
+        f"{bad} of {y.numel()} values given are NaN or infinite: leave these out. " if bad else ""
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .monotone import monotone_inverse
+from .monotone import monotone_inverse, not_finite
 
 __all__ = ["jacobian_rows", "monotone_inverse", "newton_inverse"]
 
@@ -93,7 +93,7 @@ def _solve(
     failed = int((~done).sum())
     raise RuntimeError(
         f"newton_inverse: {failed} of {done.numel()} points did not converge in {max_steps} "
-        "steps. Is the map a bijection there, and are its parameters finite?"
+        f"steps. {not_finite(y)}Is the map a bijection there, and are its parameters finite?"
     )
 
 

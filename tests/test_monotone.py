@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pyroflows.monotone import monotone_inverse
+from pyroflows.numerics import newton_inverse
 
 FUNCTIONS = {
     "identity": lambda x: x,
@@ -79,6 +80,14 @@ def test_what_has_no_solution_is_an_error_with_a_count():
         monotone_inverse(torch.tanh, y)
     with pytest.raises(RuntimeError, match="1 of 1 numbers"):
         monotone_inverse(lambda x: x * torch.nan, y[:1])
+
+
+def test_images_that_are_not_finite_are_named_as_the_reason():
+    y = torch.tensor([0.5, torch.nan, torch.inf])
+    with pytest.raises(RuntimeError, match="2 of 3 values given are NaN or infinite: leave"):
+        monotone_inverse(lambda x: x + x**3, y)
+    with pytest.raises(RuntimeError, match="1 of 2 values given are NaN or infinite: leave"):
+        newton_inverse(lambda x: x + x**3, y[:2, None])
 
 
 def test_functions_of_tensors_map_it():
