@@ -76,6 +76,36 @@ def good_pareto_k(num_samples: int) -> float:
     return min(1 - 1 / math.log10(num_samples), 0.7)
 
 
+def pareto_k_error(shape: float, num_samples: int) -> float:
+    r"""Return the standard error of a shape fitted to the tail of S log weights.
+
+    .. math:: (1 + k) / \sqrt{M} \cdot M / (M + 10), \qquad M = \min(S / 5,\, 3 \sqrt S)
+
+    The first factor is that of maximum likelihood, the second what the prior of the fit, worth
+    ten observations, leaves of it.
+
+    Args:
+        shape: The shape; without an error where it is not finite, or below -1/2.
+        num_samples: Number of draws S.
+
+    Returns:
+        The standard error, or NaN.
+
+    References:
+        Smith (1984). Threshold methods for sample extremes. In Statistical Extremes and
+        Applications.
+
+    Example:
+        >>> from pyroflows.psis import pareto_k_error
+        >>> round(pareto_k_error(0.5, 10_000), 3)
+        0.084
+    """
+    num_tail = _tail_length(num_samples)
+    if not -0.5 < shape < math.inf:
+        return math.nan
+    return (1 + shape) / math.sqrt(num_tail) * num_tail / (num_tail + 10)
+
+
 def smooth_log_weights(log_weights: Tensor, *, tolerance: float = 1e-8) -> tuple[Tensor, float]:
     """Smooth without normalising: :func:`psis` on the scale of the weights given."""
     _check(log_weights)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -21,7 +22,10 @@ from pyro.infer.autoguide import (
 )
 
 from pyroflows import AutoFlow, ImportanceDiagnostics, importance_diagnostics
+from pyroflows.infer._marginal import marginal_shape
+from pyroflows.infer._verdict import Moved, judge
 from pyroflows.infer.draws import draw_from_guide
+from pyroflows.psis import smooth_log_weights
 
 DATA = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
 
@@ -496,3 +500,46 @@ def test_messenger_guides_are_refused():
     guide = AutoNormalMessenger(conjugate)
     with pytest.raises(TypeError, match="got the messenger AutoNormalMessenger"):
         importance_diagnostics(conjugate, guide, model_args=(DATA,))
+
+
+def _draws_of(value, log_weights):
+    """Draws of one latent, as far as its marginal is concerned."""
+    site = SimpleNamespace(kind="latent")
+    return SimpleNamespace(values={"x": value}, sites={"x": site}), log_weights
+
+
+def test_marginal_shape_sees_large_weights_at_large_values():
+    generator = torch.Generator().manual_seed(0)
+    uniform = torch.rand(4000, generator=generator, dtype=torch.float64)
+    log_weights = -0.5 * uniform.log()  # a tail of shape 0.5
+    shape = smooth_log_weights(log_weights)[1]
+    at_the_edge = marginal_shape(*_draws_of(log_weights[:, None], log_weights), tolerance=1e-8)
+    scattered = torch.randn(4000, 3, generator=generator)
+    anywhere = marginal_shape(*_draws_of(scattered, log_weights), tolerance=1e-8)
+    assert at_the_edge[1] == "x"
+    assert at_the_edge[0] > shape + 0.05
+    assert anywhere[0] < at_the_edge[0]
+
+
+def test_marginal_shape_of_equal_weights_is_that_of_a_normal():
+    found = marginal_shape(*_draws_of(torch.randn(4000, 2), torch.zeros(4000)), tolerance=1e-8)
+    assert found[0] < 0.2
+
+
+def test_the_shape_is_printed_with_its_error():
+    model, guide = pair(normal(0.0, 1.0), normal(0.0, 0.8))
+    report = importance_diagnostics(model, guide, seed=0)
+    assert math.isfinite(report.pareto_k_se)
+    assert f"± {report.pareto_k_se:.2f}" in str(report)
+
+
+def test_a_mean_that_hangs_on_few_draws_is_not_trusted():
+    numbers = {"num_nonfinite": 0, "num_samples": 4000, "good_k": 0.7, "pareto_k": 0.65}
+    numbers |= {"missed": 0.0, "log_z_se": 0.01, "ess": 0.8, "log_z": 0.0, "elbo": -0.1}
+    draws = SimpleNamespace(point_masses=(), flat=None, num_outside=0)
+    still = Moved(0.0, "", 1.0, "", 1.0, "", 1.0, "")
+    for marginal_k, expected in [(0.68, "reweight"), (0.74, "do not trust")]:
+        own = numbers | {"marginal_k": marginal_k, "marginal_k_at": "tau"}
+        verdict, reasons = judge(draws, own, still, [])
+        assert verdict == expected
+    assert "k-hat of the mean of 'tau' is 0.74" in reasons[0]

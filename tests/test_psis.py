@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 
-from pyroflows.psis import good_pareto_k, psis, smooth_log_weights
+from pyroflows.psis import good_pareto_k, pareto_k_error, psis, smooth_log_weights
 
 INF = math.inf
 
@@ -155,3 +155,19 @@ def test_good_pareto_k():
     assert good_pareto_k(10_000) == 0.7
     assert good_pareto_k(100) == pytest.approx(0.5)
     assert good_pareto_k(1) == -INF
+
+
+@pytest.mark.parametrize("true_k", [0.2, 0.5, 0.9])
+def test_the_standard_error_of_a_shape_is_its_spread(true_k):
+    size, shapes = 4000, []
+    for seed in range(150):
+        generator = torch.Generator().manual_seed(seed)
+        uniform = torch.rand(size, generator=generator, dtype=torch.float64)
+        shapes.append(smooth_log_weights(-true_k * uniform.log())[1])
+    spread = torch.tensor(shapes).std()
+    stated = pareto_k_error(torch.tensor(shapes).mean().item(), size)
+    assert 0.75 < stated / spread < 1.4  # the spread of 150 is known to a fifteenth
+
+
+def test_a_shape_that_is_no_number_has_no_error():
+    assert all(math.isnan(pareto_k_error(k, 1000)) for k in (math.inf, -math.inf, -0.6))

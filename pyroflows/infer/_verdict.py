@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,7 +96,7 @@ class Moved:
 
 def judge(
     draws: GuideDraws,
-    numbers: dict[str, float],
+    numbers: dict[str, Any],
     moved: Moved,
     missed_modes: list[tuple[str, float]],
 ) -> tuple[str, tuple[str, ...]]:
@@ -138,6 +139,12 @@ def _reasons_against(draws: GuideDraws, numbers: dict[str, float], moved: Moved)
         reasons.append(
             f"k-hat {numbers['pareto_k']:.2f} exceeds {numbers['good_k']:.2f}: a few draws carry "
             "the weight, so even log Z is not known"
+        )
+    elif numbers["marginal_k"] > numbers["good_k"]:
+        reasons.append(
+            f"k-hat of the mean of '{numbers['marginal_k_at']}' is {numbers['marginal_k']:.2f}, "
+            f"above {numbers['good_k']:.2f}: its largest values carry the largest weights, so its "
+            "weighted mean is not known"
         )
     if moved.largest > _TOO_NARROW:
         reasons.append(

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from ..arguments import check_arguments
-from ..psis import good_pareto_k, smooth_log_weights
+from ..psis import good_pareto_k, pareto_k_error, smooth_log_weights
+from ._marginal import marginal_shape
 from ._verdict import Moved, judge, reasons_of_modes
 from .draws import GuideDraws, draw_from_guide
 
@@ -48,6 +49,9 @@ class ImportanceDiagnostics:
         ess: effective sample size of the smoothed weights as a fraction of the draws.
         pareto_k: shape of the tail of the weights; ``-inf`` where they are equal (an exact guide),
             ``inf`` where there are too few to tell. Never NaN.
+        pareto_k_se: its standard error, that of the fit to the tail.
+        marginal_k: the largest shape of the tail of the terms of a latent coordinate's weighted
+            mean, and ``marginal_k_at`` the site; see ``pareto_k``.
         good_k: the largest shape to trust, min(1 - 1/log10 S, 0.7).
         num_samples: number of draws S.
         verdict: "usable", "reweight" or "do not trust".
@@ -81,19 +85,26 @@ class ImportanceDiagnostics:
     missed: float = math.nan
     missed_modes: tuple[tuple[str, float], ...] = ()
     vectorized: bool = True
+    pareto_k_se: float = math.nan
+    marginal_k: float = -math.inf
+    marginal_k_at: str = ""
 
     def __str__(self) -> str:
         rows = (
             ("ELBO", f"{_number(self.elbo)} ± {self.elbo_se:.2g}"),
             ("log Z", f"{_number(self.log_z)} ± {self.log_z_se:.2g}"),
             ("gap", f"{self.log_z - self.elbo:.3g} nat" if self._has_gap() else "unknown"),
-            ("k-hat", f"{self.pareto_k:.2f} (good up to {self.good_k:.2f})"),
+            ("k-hat", f"{self._k_in_words()} (good up to {self.good_k:.2f})"),
             ("ESS", f"{100 * self.ess:.3g} % of {self.num_samples} draws"),
             ("verdict", self.verdict),
         )
         lines = [f"{name:8s} {value}" for name, value in rows]
         lines += [_wrapped(reason, "- ") for reason in self.reasons]
         return "\n".join([*lines, _wrapped(self._advice())])
+
+    def _k_in_words(self) -> str:
+        error = f" ± {self.pareto_k_se:.2f}" if math.isfinite(self.pareto_k_se) else ""
+        return f"{self.pareto_k:.2f}{error}"
 
     def _advice(self) -> str:
         lost = reasons_of_modes(self.missed_modes)
@@ -122,7 +133,8 @@ def importance_diagnostics(
     :math:`\log w_s`, log Z the log of the mean of the smoothed weights (:func:`~pyroflows.psis`),
     and the shape of the weights' tail tells whether either is to be believed. The verdict is
 
-    - "do not trust" where the shape exceeds ``good_k``, fewer than 100 draws are effective,
+    - "do not trust" where the shape exceeds ``good_k``, that of the weights or that of the terms of
+      some latent coordinate's weighted mean, fewer than 100 draws are effective,
       weighting widens a latent coordinate more than 1.75-fold, draws with widened noise find more
       than 5 % of the posterior beyond the guide's own, a mode that the guide's start climbed to
       holds more than 1 % where its draws never go, the log density does not fall off even 16
@@ -192,7 +204,9 @@ def diagnose(draws: GuideDraws) -> ImportanceDiagnostics:
     _refuse_incomplete(draws)
     log_weights, num_nonfinite = _log_weights(draws)
     size = len(log_weights)
-    smoothed, pareto_k = smooth_log_weights(log_weights, tolerance=rounding_tolerance(draws))
+    tolerance = rounding_tolerance(draws)
+    smoothed, pareto_k = smooth_log_weights(log_weights, tolerance=tolerance)
+    marginal_k, marginal_k_at = marginal_shape(draws, log_weights, tolerance=tolerance)
     elbo, elbo_se = _mean_and_error(log_weights, num_nonfinite)
     log_z = float(smoothed.logsumexp(0)) - math.log(size)
     weights = (smoothed - smoothed.logsumexp(0)).exp() if log_z > -math.inf else smoothed.exp()
@@ -205,13 +219,15 @@ def diagnose(draws: GuideDraws) -> ImportanceDiagnostics:
         "log_z_se": math.sqrt(max(squares - 1 / size, 0.0)) if squares else math.inf,
         "ess": min(1 / (squares * size), 1.0) if squares else 0.0,
         "pareto_k": pareto_k,
+        "pareto_k_se": pareto_k_error(pareto_k, size),
+        "marginal_k": marginal_k,
         "good_k": good_pareto_k(size),
         "num_samples": size,
         "num_nonfinite": num_nonfinite,
         "missed": _missed(draws, log_z),
     }
     modes = [] if draws.modes is None else draws.modes.missed(log_z, size)
-    verdict, reasons = judge(draws, numbers, moved, modes)
+    verdict, reasons = judge(draws, numbers | {"marginal_k_at": marginal_k_at}, moved, modes)
     return ImportanceDiagnostics(
         **numbers,
         verdict=verdict,
@@ -220,6 +236,7 @@ def diagnose(draws: GuideDraws) -> ImportanceDiagnostics:
         mean_shift=moved.shift,
         sd_ratio=(moved.smallest, moved.largest),
         missed_modes=tuple(modes),
+        marginal_k_at=marginal_k_at,
         vectorized=draws.vectorized,
     )
 
