@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import pyroflows as pf
+from pyroflows.bijectors import LocScale
 
 
 def model(y):
@@ -55,3 +56,36 @@ def test_the_name_of_a_flow_is_no_guide(name: str):
 def test_a_wrong_method_is_named_in_the_words_of_the_caller():
     with pytest.raises(ValueError, match=r"^vectorized_log_density expected method to be one of"):
         pf.vectorized_log_density(model, model_args=(Y,), method="fast")
+
+
+GUIDES = {
+    "flow": ({"flow": "nfs"}, ValueError, r"Unknown flow 'nfs'.*mean 'nsf'"),
+    "no flow": ({"flow": 3}, TypeError, "expected a name or a recipe, got int"),
+    "built": (
+        {"flow": LocScale(1)},
+        TypeError,
+        r"recipe, got a LocScale that is built.*lambda dim, \*\*_: LocScale",
+    ),
+    "context": (
+        {"flow": lambda dim: LocScale(dim)},
+        TypeError,
+        r"takes no 'context_dim': a recipe is called as \(dim, context_dim=0",
+    ),
+    "option": ({"num_layer": 2}, TypeError, "'nsf' takes no option 'num_layer': it takes num_l"),
+    "base": ({"base": "studentt"}, ValueError, r"Unknown base 'studentt'.*mean 'student_t'"),
+    "base's context": (
+        {"base": lambda dim: pf.bases.StudentT(dim)},
+        TypeError,
+        r"base .* takes no 'context_dim': a recipe is called as \(dim, context_dim=0",
+    ),
+    "outer": ({"outer": "ful"}, ValueError, "expected outer to be one of .*'full'.*got 'ful'"),
+    "no tuple": ({"model_args": Y}, TypeError, r"^AutoFlow expected model_args to be a tuple"),
+    "missing": ({"model_args": ()}, TypeError, r"^AutoFlow: the model model\(y\) cannot be called"),
+}
+
+
+@pytest.mark.parametrize("fault", GUIDES)
+def test_what_a_guide_cannot_be_is_refused_where_it_is_asked_for(fault: str):
+    options, error, message = GUIDES[fault]
+    with pytest.raises(error, match=message):
+        pf.AutoFlow(model, **options)  # without model_args, no flow is built here

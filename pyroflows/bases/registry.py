@@ -100,9 +100,7 @@ def build_base(
                 "set it when building the base."
             )
         return _of_size(base, type(base).__name__, dim, context_dim)
-    recipe = _find(base)
-    name = repr(base) if isinstance(base, str) else getattr(base, "__name__", repr(base))
-    _check_options(name, recipe, options)
+    recipe, name = find_base(base, options)
     built = recipe(dim, context_dim=context_dim, **options)
     if not isinstance(built, Base):
         raise TypeError(
@@ -118,6 +116,14 @@ def _of_size(base: Base, name: str, dim: int, context_dim: int) -> Base:
             f"dim={base.dim}, context_dim={base.context_dim}."
         )
     return base
+
+
+def find_base(base: str | Recipe, options: dict[str, object]) -> tuple[Recipe, str]:
+    """Return the recipe of a base, and its name for messages; raise unless it takes the options."""
+    recipe = _find(base)
+    name = repr(base) if isinstance(base, str) else getattr(base, "__name__", repr(base))
+    _check_options(name, recipe, options)
+    return recipe, name
 
 
 def _find(base: str | Recipe) -> Recipe:
@@ -143,6 +149,11 @@ def _check_options(name: str, recipe: Recipe, options: dict[str, object]) -> Non
         return  # some builtins have no signature
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
+    if "context_dim" not in parameters:
+        raise TypeError(
+            f"The base {name} takes no 'context_dim': a recipe is called as "
+            "(dim, context_dim=0, **options)."
+        )
     unknown = [option for option in options if option not in parameters]
     if unknown:
         known = [key for key in list(parameters)[1:] if key != "context_dim"]

@@ -91,9 +91,7 @@ def build_flow(flow: str | Flow, dim: int, *, context_dim: int = 0, **options: o
         >>> flow = build_flow("nsf", 3, num_layers=2)
         >>> y = flow(torch.ones(5, 3))
     """
-    recipe = _find(flow)
-    name = repr(flow) if isinstance(flow, str) else getattr(flow, "__name__", repr(flow))
-    _check_options(name, recipe, options)
+    recipe, name = find_flow(flow, options)
     built = recipe(dim, context_dim=context_dim, **options)
     if not isinstance(built, Bijector):
         raise TypeError(
@@ -107,7 +105,21 @@ def build_flow(flow: str | Flow, dim: int, *, context_dim: int = 0, **options: o
     return built
 
 
+def find_flow(flow: str | Flow, options: dict[str, object]) -> tuple[Flow, str]:
+    """Return the recipe of a flow, and its name for messages; raise unless it takes the options."""
+    recipe = _find(flow)
+    name = repr(flow) if isinstance(flow, str) else getattr(flow, "__name__", repr(flow))
+    _check_options(name, recipe, options)
+    return recipe, name
+
+
 def _find(flow: str | Flow) -> Flow:
+    if isinstance(flow, Bijector):
+        kind = type(flow).__name__
+        raise TypeError(
+            f"build_flow expected a name or a recipe, got a {kind} that is built already: pass "
+            f"the class, or a function that builds it for any size, lambda dim, **_: {kind}(dim)."
+        )
     if callable(flow):
         return flow
     if not isinstance(flow, str):
@@ -128,6 +140,11 @@ def _check_options(name: str, recipe: Flow, options: dict[str, object]) -> None:
         return  # some builtins have no signature
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
+    if "context_dim" not in parameters:
+        raise TypeError(
+            f"The flow {name} takes no 'context_dim': a recipe is called as "
+            "(dim, context_dim=0, **options)."
+        )
     unknown = [option for option in options if option not in parameters]
     if unknown:
         known = [key for key in list(parameters)[1:] if key != "context_dim"]

@@ -32,6 +32,7 @@ from .prototype import (
     signature_of,
     takes_no_arguments,
 )
+from .request import check_request
 from .store import claim_params
 
 __all__ = ["AutoFlow"]
@@ -57,9 +58,9 @@ class AutoFlow(AutoContinuous):
         model: A Pyro model with continuous latents; discrete ones must be enumerated.
         flow: Name of a registered flow, or a recipe ``(dim, *, context_dim=0) -> Bijector``.
         base: What the flow starts from: a name out of :func:`~pyroflows.available_bases`, a recipe
-            ``(dim) -> Base``, or a :class:`~pyroflows.Base`, which is trained with the guide. Its
-            vectors must be real; but with a flow of angles, such as ``"ncsf"``, these start on
-            their circle, uniform unless another base is given, and there is no outer map.
+            ``(dim, *, context_dim=0) -> Base``, or a :class:`~pyroflows.Base`, which is trained
+            with the guide. Its vectors must be real; but with a flow of angles, such as ``"ncsf"``,
+            these start uniform on their circle by default, and there is no outer map.
         outer: The outer affine map: ``"full"`` (Cholesky), ``"diagonal"``, ``"low_rank"``, ``None``
             for none, or ``"auto"``: full up to 128 dimensions, low rank above.
         init: ``"auto"`` climbs to a mode and takes the curvature; ``"point"`` starts at the point
@@ -77,8 +78,9 @@ class AutoFlow(AutoContinuous):
             coordinates in float64. :func:`~pyroflows.importance_diagnostics` looks for them.
 
     Raises:
-        ValueError: For options that do not exist, and for models that one flow cannot hold:
-            no latents, discrete sites not enumerated, latents in a subsampled plate.
+        TypeError: For options that the flow does not take, or arguments that the model does not.
+        ValueError: For names that do not exist, and for models that one flow cannot hold: no
+            latents, discrete sites not enumerated, latents in a subsampled plate.
 
     Example:
         >>> def model(y):
@@ -105,17 +107,14 @@ class AutoFlow(AutoContinuous):
         model_kwargs: dict[str, Any] | None = None,
         **options,
     ) -> None:
-        if not callable(model):
-            raise TypeError(f"AutoFlow expected a callable model, got {type(model).__name__}.")
-        if init not in ("auto", "point"):
-            raise ValueError(f"AutoFlow expected init 'auto' or 'point', got {init!r}.")
-        if not init_scale > 0:
-            raise ValueError(f"AutoFlow expected init_scale > 0, got {init_scale}.")
+        recipe = {"flow": flow, "outer": outer, "options": options}
+        start = {"init": init, "init_scale": init_scale, "given": init_loc_fn is not None}
+        check_request(model, recipe, base, start, model_args, model_kwargs)
         super().__init__(model, init_loc_fn=or_center(init_loc_fn or init_to_center))
         self._raw_model = (model,)  # a tuple, so that it is not registered as a submodule
-        self._recipe = {"flow": flow, "outer": outer, "options": options}
+        self._recipe = recipe
         self._base_recipe = (base,)  # a tuple, for the same reason
-        self._init = {"init": init, "init_scale": init_scale, "given": init_loc_fn is not None}
+        self._init = start
         self._pending: list[Callable] = []
         self._signatures: set[tuple] = set()
         self.latents = None

@@ -16,6 +16,7 @@ from ..flows import Flow, build_flow
 from ..log_density import LogDensity, StructureError
 from .angles import periods_of
 from .gaussians import FULL, SPARING, Start
+from .request import check_outer
 from .start import find_start
 
 __all__ = ["build_bijector", "in_double", "initialise"]
@@ -24,15 +25,13 @@ _FULL_UP_TO = 128
 _HESSIAN_UP_TO = 256  # above, for a map that is not full itself, curvature takes no matrix
 _RANK = 16
 _RUNAWAY = 1e15  # a coordinate, or a log density, that no posterior of use has
-_OUTERS = ("auto", "full", "diagonal", "low_rank", None)
 
 
 def build_bijector(
     dim: int, flow: str | Flow, outer: str | None, options: dict[str, Any]
 ) -> Compose:
     """Build a flow and the affine map after it. A flow that is affine already stands alone."""
-    if outer not in _OUTERS:
-        raise ValueError(f"AutoFlow expected outer to be one of {_OUTERS}, got {outer!r}.")
+    check_outer(outer)
     inner = build_flow(flow, dim, **options)
     if any(periods_of(inner, dim)):
         if outer not in ("auto", None):
