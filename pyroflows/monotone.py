@@ -22,10 +22,11 @@ class _State(NamedTuple):
 
     x: Tensor
     slope: Tensor
-    error: Tensor  # of the last image, its size
+    error: Tensor  # of the last image
     low: Tensor
     high: Tensor
     width: Tensor  # of the last step, or of the bracket that was halved; at first of growth
+    follows: Tensor  # whether the last step was Newton's
     done: Tensor
 
 
@@ -63,14 +64,24 @@ def monotone_inverse(
     # A compiler would unroll the search, or take it to pieces.
     solve = torch.compiler.disable(_solve) if torch.compiler.is_compiling() else _solve
     with torch.no_grad():
-        x, slope = solve(function, y.detach(), (y if start is None else start).detach())
-    if torch.is_grad_enabled():
-        for _ in range(2):
-            x = x - (function(x) - y) / slope
-    return x
+        x, slope, error = solve(function, y.detach(), (y if start is None else start).detach())
+    # A step is free of search, and all that tells a root of 1e-12 from zero. But where images are
+    # rounded to much more than roots are, the slope may change within a rounding: look first.
+    if not torch.is_grad_enabled():
+        stepped = x - error / slope
+        return torch.where((function(stepped) - y).abs() <= error.abs(), stepped, x)
+    error = function(x) - y
+    stepped = x - error / slope
+    rest = function(stepped) - y
+    root = stepped - rest / slope  # for its derivatives; the value is one that was looked at
+    best = torch.where(rest.abs() <= error.abs(), stepped, x)
+    return root + (best - root).detach()
 
 
-def _solve(function: Callable[[Tensor], Tensor], y: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+def _solve(
+    function: Callable[[Tensor], Tensor], y: Tensor, start: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The solutions, the slopes there and what their images are off by, without a graph."""
     unseen = y.is_meta or _is_transformed()
     infinite = torch.full_like(y, torch.inf)
     state = _State(
@@ -81,14 +92,15 @@ def _solve(function: Callable[[Tensor], Tensor], y: Tensor, start: Tensor) -> tu
         infinite,
         1 + start.abs().expand_as(y),
         torch.zeros_like(y, dtype=torch.bool),
+        torch.zeros_like(y, dtype=torch.bool),
     )
     steps = 1 if y.is_meta else _STEPS_UNSEEN if unseen else _MAX_STEPS
     for _ in range(steps):
         state = _advance(function, y, state)
         if not unseen and state.done.all():
-            return state.x, state.slope
+            return state.x, state.slope, state.error
     if unseen:
-        return torch.where(state.done, state.x, torch.nan), state.slope
+        return torch.where(state.done, state.x, torch.nan), state.slope, state.error
     failed = int((~state.done).sum())
     raise RuntimeError(
         f"monotone_inverse: {failed} of {y.numel()} numbers did not converge in {_MAX_STEPS} "
@@ -113,7 +125,7 @@ def _advance(function: Callable[[Tensor], Tensor], y: Tensor, state: _State) -> 
     low = torch.where(error <= 0, torch.maximum(state.low, x), state.low)
     high = torch.where(error >= 0, torch.minimum(state.high, x), state.high)
     newton = x - error / slope
-    near = _is_near(error, state.error, slope, x, y)
+    near = _is_near(error, slope, y, state)
     eps = torch.finfo(x.dtype).eps
     bracketed = low.isfinite() & high.isfinite()
     tight = bracketed & (high - low <= 2 * eps * torch.maximum(low.abs(), high.abs()))
@@ -122,32 +134,32 @@ def _advance(function: Callable[[Tensor], Tensor], y: Tensor, state: _State) -> 
     # Newton's steps have to halve inside a bracket; before there is one the errors have to fall, as
     # along an exponential these steps would creep.
     falls = (newton > low) & (newton < high) & ((newton - x).abs() <= state.width / 2)
-    falls = falls & (bracketed | (error.abs() < state.error / 4))
+    falls = falls & (bracketed | (error.abs() < state.error.abs() / 4))
     grown = x - torch.sign(error) * state.width
     farther = torch.where(error > 0, torch.minimum(newton, grown), torch.maximum(newton, grown))
     farther = torch.where(farther.isfinite(), farther, grown)
     other = torch.where(bracketed, _middle(low, high), farther)
     other_width = torch.where(bracketed, high - low, _GROWTH * state.width)
-    # The last step is free, and all that tells a root of 1e-12 from zero.
-    following = torch.where(falls, newton, torch.where(done, x, other))
     return _State(
-        torch.where(state.done, x, following),
+        torch.where(done, x, torch.where(falls, newton, other)),
         torch.where(state.done, state.slope, slope),
-        error.abs(),
+        torch.where(state.done, state.error, error),
         low,
         high,
         torch.where(falls, torch.where(bracketed, (newton - x).abs(), state.width), other_width),
+        falls,
         done,
     )
 
 
-def _is_near(error: Tensor, last: Tensor, slope: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Whether an error is rounding: small, or not so small but no smaller than the last one.
+def _is_near(error: Tensor, slope: Tensor, y: Tensor, state: _State) -> Tensor:
+    """Whether an error is rounding: small, or not so small but Newton's step did not lower it.
 
     An image near zero may be the difference of numbers near one, as wrong as these are.
     """
-    rounding = torch.finfo(x.dtype).eps * (y.abs() + slope * (1 + x.abs()))
-    stalls = (error.abs() >= last / 4) & (error.abs() <= _NOISE * rounding)
+    rounding = torch.finfo(y.dtype).eps * (y.abs() + slope * (1 + state.x.abs()))
+    stalls = state.follows & (error.abs() >= state.error.abs() / 4)
+    stalls = stalls & (error.abs() <= _NOISE * rounding)
     return rounding.isfinite() & ((error.abs() <= _ROUNDING * rounding) | stalls)
 
 

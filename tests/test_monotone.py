@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from pyroflows.monotone import monotone_inverse
 from pyroflows.numerics import newton_inverse
+from pyroflows.transformers import Bernstein
 
 FUNCTIONS = {
     "identity": lambda x: x,
@@ -88,6 +89,21 @@ def test_images_that_are_not_finite_are_named_as_the_reason():
         monotone_inverse(lambda x: x + x**3, y)
     with pytest.raises(RuntimeError, match="1 of 2 values given are NaN or infinite: leave"):
         newton_inverse(lambda x: x + x**3, y[:2, None])
+
+
+def test_a_large_shift_in_single_precision_is_undone():
+    """Images are rounded to more than roots are, and slopes change within such a rounding."""
+    torch.manual_seed(0)
+    polynomial = Bernstein()
+    raws = 1000 * torch.randn(2000, polynomial.num_params, dtype=torch.float32)
+    x = 3 * torch.randn(2000, dtype=torch.float32)
+    y = polynomial.forward_and_log_det(x, raws)[0]
+    for keeps_gradients in (True, False):
+        with torch.set_grad_enabled(keeps_gradients):
+            again = polynomial.inverse_and_log_det(y, raws)[0]
+        image, log_slope = polynomial.forward_and_log_det(again, raws)
+        size = y.abs() + log_slope.exp() * (1 + again.abs())
+        assert ((image - y).abs() / size).max() < 256 * torch.finfo(y.dtype).eps
 
 
 def test_functions_of_tensors_map_it():
