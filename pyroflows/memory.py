@@ -11,7 +11,7 @@ from torch.distributions import Transform
 
 from .compiling import is_for_a_compiler
 
-__all__ = ["OnePassTransform"]
+__all__ = ["OnePassTransform", "checked_log_det"]
 
 
 class _State:
@@ -94,9 +94,10 @@ class OnePassTransform(Transform):
         last = self._last
         if last is not None and last.x is x and last.y is y and self._recall(last.output):
             return last.log_det
-        return self.forward_and_log_det(x)[1]
+        return checked_log_det(self, *self.forward_and_log_det(x))
 
     def _remember(self, x: Tensor, y: Tensor, log_det: Tensor, output: Tensor) -> None:
+        checked_log_det(self, output, log_det)
         if torch.compiler.is_compiling():
             return  # a graph break; the compiler shares the work of both passes itself
         versions = _version(x), _version(y)
@@ -123,6 +124,22 @@ class OnePassTransform(Transform):
     def __getstate__(self) -> dict:
         # A graph cannot be copied, and an inverse that refers back is made anew when asked for.
         return {**super().__getstate__(), "_last": None, "_inv": None}
+
+
+def checked_log_det(owner: object, points: Tensor, log_det: Tensor) -> Tensor:
+    """Return it, or raise if it is one for each coordinate, which would broadcast to nonsense.
+
+    Raises:
+        ValueError: If it has as many dimensions as the points.
+    """
+    if log_det.dim() >= points.dim() and log_det.dim():
+        shape = tuple(points.shape)
+        raise ValueError(
+            f"{type(owner).__name__} returned a log-determinant of shape {tuple(log_det.shape)} "
+            f"for points of shape {shape}: expected {shape[:-1]}, one for each point. Sum over the "
+            "coordinates, .sum(-1)."
+        )
+    return log_det
 
 
 def _version(value: Tensor) -> int:

@@ -95,6 +95,43 @@ def test_a_point_of_the_wrong_width_is_refused(shape: tuple[int, ...]):
         flow.inv(torch.zeros(shape))
 
 
+class Unsummed(pf.Bijector):
+    """Forgets to sum the log-slopes of its coordinates."""
+
+    def __init__(self, dim, *, context_dim=0):
+        super().__init__(dim, context_dim=context_dim)
+        self.a = torch.nn.Parameter(torch.zeros(dim))
+
+    def forward_and_log_det(self, x, context=None):
+        return x * self.a.exp(), self.a.expand(x.shape)
+
+    def inverse_and_log_det(self, y, context=None):
+        return y * (-self.a).exp(), -self.a.expand(y.shape)
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_a_log_determinant_for_each_coordinate_is_refused(dim: int):
+    flow, x, message = Unsummed(dim), torch.zeros(5, dim), r"Unsummed.*\(5,\).*\.sum\(-1\)"
+    composed = pf.Compose(flow)
+    score = torch.zeros(5, dim)
+    for run in (flow, flow.inv, composed.forward_and_log_det, composed.inverse_and_log_det):
+        with pytest.raises(ValueError, match=message):
+            run(x)
+    with pytest.raises(ValueError, match=message):
+        flow.log_abs_det_jacobian(x, x)
+    with pytest.raises(ValueError, match=message):
+        composed.forward_with_score(x, score)
+    with pytest.raises(ValueError, match=r"Unsummed.*\.sum\(-1\)"):
+        pf.fit_guide(model, pf.AutoFlow(model, Unsummed), **QUIET)
+
+
+def test_one_point_under_many_contexts_has_a_log_determinant_for_each():
+    flow, contexts = pf.build_flow("affine", 2, context_dim=1), torch.randn(5, 1)
+    for run in (flow.condition(contexts), flow.condition(contexts).inv):
+        y = run(torch.zeros(2))
+        assert run.log_abs_det_jacobian(torch.zeros(2), y).shape == (5,)
+
+
 # Energies ------------------------------------------------------------------------------------
 
 

@@ -97,6 +97,8 @@ def test_separate_networks_see_what_comes_before_and_no_more(order: list[int]):
 def test_wrong_modules_are_refused():
     with pytest.raises(TypeError, match=r"network\(1, 4\) expected to return a torch.nn.Module, g"):
         Coupling(3, network=lambda i, o: None)
+    with pytest.raises(TypeError, match=r"network expected .*, got a Linear that is built already"):
+        Coupling(3, network=nn.Linear(1, 4))
     layer = Coupling(3, network=lambda i, o: nn.Linear(i, o + 1))
     with pytest.raises(ValueError, match=r"Linear, expected to give 4 outputs for each of 5 point"):
         layer(torch.zeros(5, 3))

@@ -25,12 +25,17 @@ class Own(nn.Module):
         output_dim: Number of outputs.
 
     Raises:
-        TypeError: If what is returned is not a module.
+        TypeError: If it is a module itself, or what it returns is not one.
         ValueError: When called, if its outputs have another shape.
     """
 
     def __init__(self, network: Network, input_dim: int, output_dim: int) -> None:
         super().__init__()
+        if isinstance(network, nn.Module):
+            raise TypeError(
+                "network expected a class or a function of the numbers of inputs and outputs, got "
+                f"a {type(network).__name__} that is built already: sizes differ between layers."
+            )
         self.module = network(input_dim, output_dim)
         if not isinstance(self.module, nn.Module):
             raise TypeError(
