@@ -241,6 +241,8 @@ def test_networks_do_not_see_turns(network: nn.Module):
         (lambda: ByIndex([]), ValueError, "each index from 0 on once"),
         (lambda: Coupling(5, transformer=MIXED), ValueError, "was asked for coordinate 4"),
         (lambda: Conditioner(1, (1,), periods=[-1.0]), ValueError, "periods expected positive"),
+        (lambda: pf.build_flow("ncsf", 2, circular=["wind"]), TypeError, "0..1, got 'wind': count"),
+        (lambda: pf.build_flow("ncsf", 2, circular=[0.5]), TypeError, "0..1, got 0.5: count"),
         (lambda: pf.build_flow("ncsf", 2, circular=[2]), ValueError, "out of 0..1, each at most"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 from ..bijector import Bijector, Compose
@@ -35,7 +36,7 @@ def _by_index(dim: int, circular: Sequence[int] | None, num_bins: int, bound: fl
     angles, line = CircularSpline(num_bins), RationalQuadraticSpline(num_bins, bound)
     if circular is None:
         return angles
-    chosen = [int(i) for i in circular]
+    chosen = [_index(i, dim) for i in circular]
     if len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(dim)):
         raise ValueError(
             f"ncsf expected circular to be indices out of 0..{dim - 1}, each at most once, got "
@@ -45,3 +46,13 @@ def _by_index(dim: int, circular: Sequence[int] | None, num_bins: int, bound: fl
     if not others:
         return angles
     return ByIndex([(angles, chosen), (line, others)]) if chosen else line
+
+
+def _index(value: object, dim: int) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"ncsf expected circular to be indices out of 0..{dim - 1}, got {value!r}: count the "
+            "coordinates, along the latents in the order of the model."
+        ) from None
