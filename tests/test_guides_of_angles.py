@@ -1,6 +1,7 @@
 """Guides whose latents are angles: a flow on circles from a base on circles."""
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -11,6 +12,7 @@ from pyro.infer import SVI, Trace_ELBO
 import pyroflows as pf
 from tests.case import HIDDEN
 
+HALF = pf.bases.Uniform(1, low=-1.0, high=1.0)
 MIXED = {"circular": [1], "hidden_dims": HIDDEN, "num_layers": 2}
 
 
@@ -130,6 +132,22 @@ def test_what_would_cut_a_circle_is_refused():
         pf.AutoFlow(lambda: pyro.sample("scale", dist.Gamma(1.0, 1.0)), "ncsf", model_args=())
     with pytest.raises(ValueError, match="or a flow of angles, 'ncsf'"):
         pf.AutoFlow(model, "nsf", base="uniform", model_args=())
+
+
+def test_a_base_with_other_angles_than_the_flow_is_refused():
+    """A line that starts on a circle would stay bounded, a part of a circle would stay a part."""
+    model = pf.energy_model(angle_and_number, dim=2)
+    for base, message in [
+        ("von_mises", r"coordinate 0 is a real number.*got VonMises.*angles \[1\].*partial"),
+        ("uniform", "coordinate 0 is a real number"),
+        (partial(pf.build_base, "circular", indices=[0]), "coordinate 0 is a real number"),
+        (pf.bases.Product([(pf.bases.StandardNormal(1), [0]), (HALF, [1])]), "coordinate 1 is an"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            pf.AutoFlow(model, "ncsf", model_args=(), base=base, **MIXED)
+    base = partial(pf.build_base, "circular", indices=[1], circle="von_mises", line="student_t")
+    guide = pf.AutoFlow(model, "ncsf", model_args=(), base=base, **MIXED)
+    assert guide.log_prob(guide()).isfinite()
 
 
 def test_an_angle_among_numbers_is_named():

@@ -16,6 +16,8 @@ from .angles import check_angles, periods_of
 
 __all__ = ["Recipe", "center_of", "distribution_of", "make_base"]
 
+_RECIPE = "partial(build_base, 'circular', indices=[...], circle='von_mises')"
+
 
 def make_base(
     base: str | Base | Recipe, like: Tensor, flow: nn.Module, latents: Latents
@@ -36,7 +38,7 @@ def make_base(
     periods = periods_of(flow, len(like))
     is_normal = isinstance(base, str) and base == "normal"
     if any(periods):
-        return _round(periods).to(like) if is_normal else _on_circles(base, like)
+        return _round(periods).to(like) if is_normal else _on_circles(base, like, periods)
     if is_normal:
         return None
     built = build_base(base, len(like)).to(like)
@@ -61,16 +63,34 @@ def _round(periods: Sequence[float | None]) -> Base:
     return Product([(circles, angles), (StandardNormal(len(lines)), lines)])
 
 
-def _on_circles(base: str | Base | Recipe, like: Tensor) -> Base:
+def _on_circles(base: str | Base | Recipe, like: Tensor, periods: Sequence[float | None]) -> Base:
     built = build_base(base, len(like)).to(like)
     if built.support is constraints.real_vector:
         raise ValueError(
             f"AutoFlow expected a base with angles, as its flow turns them, got "
             f"{type(built).__name__}, whose draws a circle would cut: take 'normal', with which "
-            "angles are uniform, 'uniform', 'von_mises', or a recipe with indices, such as "
-            "lambda dim: build_base('circular', dim, indices=[0], circle='von_mises')."
+            f"angles are uniform, 'uniform', 'von_mises', or a recipe with indices, {_RECIPE}."
         )
+    for i, period in enumerate(periods):
+        if not _is_on(built, i, period):
+            circle = None if period is None else f"an angle on all of +-{period / 2:.4g}"
+            angles = [k for k, p in enumerate(periods) if p is not None]
+            raise ValueError(
+                f"AutoFlow expected a base whose coordinate {i} is {circle or 'a real number'}, as "
+                f"in its flow, got {type(built).__name__} with another support there: take "
+                "'normal', with which angles are uniform, or name the angles "
+                f"{angles} in the base too, {_RECIPE}."
+            )
     return built
+
+
+def _is_on(base: Base, i: int, period: float | None) -> bool:
+    """Whether a coordinate of the base takes the whole circle and no more, or the whole line."""
+    end = 1e30 if period is None else period / 2
+    probes = base.center().detach().expand(4, -1).clone()
+    probes[:, i] = probes.new_tensor([-0.999, 0.999, -1.001, 1.001]) * end
+    inside = base.support.check(probes).tolist()
+    return inside == [True, True, period is None, period is None]
 
 
 def distribution_of(base: Base | None, like: Tensor) -> dist.Distribution:
