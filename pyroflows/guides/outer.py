@@ -70,6 +70,7 @@ def initialise(
     init: str,
     init_scale: float,
     given: bool,
+    seed: int = 0,
 ) -> tuple[str, tuple[Start, ...]]:
     """Set the outer affine map of ``bijector``; say in words what was done, and what modes seen.
 
@@ -80,6 +81,7 @@ def initialise(
         init: ``"auto"`` or ``"point"``.
         init_scale: Scale for ``"point"``.
         given: Whether the user chose the point: then no other is tried.
+        seed: Of the other points.
     """
     affine = bijector.bijectors[-1]
     if not isinstance(affine, FullAffine | LocScale | LowRankAffine):
@@ -89,7 +91,8 @@ def initialise(
     if init == "point":
         start = _narrow(loc, init_scale, f"started at the given point, {init_scale:g} wide")
     else:
-        start = _climb(log_density, loc, given, init_scale, affine)
+        points = loc.double()[None] if given else _starting_points(loc, seed)
+        start = _climb(log_density, loc, points, init_scale, affine)
     if isinstance(affine, LowRankAffine):
         start = replace(start, report=f"{start.report}; the outer map has rank {affine.rank}")
     ran_off = init == "auto" and _ran_off(start, log_density, loc)
@@ -105,9 +108,8 @@ def _narrow(loc: Tensor, scale: float, report: str) -> Start:
 
 
 def _climb(
-    log_density: LogDensity, loc: Tensor, given: bool, init_scale: float, affine: Bijector
+    log_density: LogDensity, loc: Tensor, points: Tensor, init_scale: float, affine: Bijector
 ) -> Start:
-    points = loc.double()[None] if given else _starting_points(loc)
     options = {} if isinstance(affine, FullAffine) else {"max_full_dim": _HESSIAN_UP_TO}
     options["rank"] = getattr(affine, "rank", 0)
     seed_devices = [loc.device] if loc.is_cuda else []
@@ -130,9 +132,9 @@ def _climb(
     return start
 
 
-def _starting_points(loc: Tensor) -> Tensor:
+def _starting_points(loc: Tensor, seed: int) -> Tensor:
     """The given point, the origin of unconstrained space, and others around it at random."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     number = 6 if len(loc) <= _FULL_UP_TO else 1
     random = torch.rand(number, len(loc), generator=generator, dtype=torch.float64)
     loc = loc.double()

@@ -133,19 +133,7 @@ def _reasons_against(draws: GuideDraws, numbers: dict[str, float], moved: Moved)
             f"the posterior does not fall off along {draws.flat}, even 16 standard deviations of "
             "the guide away: it is improper, or the guide covers a small part of it"
         )
-    if size < 25:
-        reasons.append(f"{size} draws are too few for a verdict: use 1000 or more")
-    elif numbers["pareto_k"] > numbers["good_k"]:
-        reasons.append(
-            f"k-hat {numbers['pareto_k']:.2f} exceeds {numbers['good_k']:.2f}: a few draws carry "
-            "the weight, so even log Z is not known"
-        )
-    elif numbers["marginal_k"] > numbers["good_k"]:
-        reasons.append(
-            f"k-hat of the mean of '{numbers['marginal_k_at']}' is {numbers['marginal_k']:.2f}, "
-            f"above {numbers['good_k']:.2f}: its largest values carry the largest weights, so its "
-            "weighted mean is not known"
-        )
+    reasons += _reasons_of_shape(numbers)
     if moved.largest > _TOO_NARROW:
         reasons.append(
             f"weighting widens '{moved.largest_at}' {moved.largest:.1f}-fold (bar {_TOO_NARROW}): "
@@ -161,6 +149,25 @@ def _reasons_against(draws: GuideDraws, numbers: dict[str, float], moved: Moved)
     if effective < _MIN_EFFECTIVE_DRAWS:
         reasons.append(f"only {effective:.0f} effective draws (at least {_MIN_EFFECTIVE_DRAWS})")
     return reasons
+
+
+def _reasons_of_shape(numbers: dict[str, Any]) -> list[str]:
+    """What the tails of the weights say against a guide, all of them or a coordinate's."""
+    size, shape, good = numbers["num_samples"], numbers["pareto_k"], numbers["good_k"]
+    if size < 25:
+        return [f"{size} draws are too few for a verdict: use 1000 or more"]
+    if shape > good:
+        return [
+            f"k-hat {shape:.2f} exceeds {good:.2f}: a few draws carry the weight, so even log Z is "
+            "not known"
+        ]
+    if numbers["marginal_k"] > good:
+        return [
+            f"k-hat of the mean of '{numbers['marginal_k_at']}' is {numbers['marginal_k']:.2f}, "
+            f"above {good:.2f}: its largest values carry the largest weights, so its weighted mean "
+            "is not known"
+        ]
+    return []
 
 
 def reasons_of_modes(missed: Sequence[tuple[str, float]]) -> list[str]:

@@ -12,10 +12,19 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from ..guides import AutoFlow
+from .distributed import Ranks
 from .objectives import PathELBO
 from .survey import guide_name, module_params
 
-__all__ = ["check_data", "check_numbers", "check_optimizer", "make_loss", "warn_of_old_start"]
+__all__ = [
+    "check_data",
+    "check_numbers",
+    "check_optimizer",
+    "check_restarts",
+    "make_loss",
+    "refuse_to_compile",
+    "warn_of_old_start",
+]
 
 _FAR_TO_GO = 1000.0  # nats; from a tenth of it a fit of ordinary length arrives well
 
@@ -53,6 +62,45 @@ def check_optimizer(optimizer: Any, learning_rate: float | None) -> None:
         raise TypeError(
             "fit_guide: expected optimizer to be None, a torch optimizer, a factory of one, or a "
             f"pyro.optim.PyroOptim, got {type(optimizer).__name__}."
+        )
+
+
+def check_restarts(
+    number: int, guide: Any, optimizer: Any, num_diagnostic_samples: int, ranks: Ranks
+) -> None:
+    """Raise for refits that could not be made, or not be compared."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        raise ValueError(f"fit_guide: expected num_restarts to be an integer >= 0, got {number!r}.")
+    if not number:
+        return
+    if not isinstance(guide, AutoFlow):
+        raise TypeError(
+            "fit_guide: num_restarts makes the guide anew, which it knows how to do for an "
+            f"AutoFlow, got {type(guide).__name__}: fit several of them, and compare_fits."
+        )
+    if isinstance(optimizer, PyroOptim | torch.optim.Optimizer):
+        raise ValueError(
+            "fit_guide: num_restarts needs an optimizer for each fit, got one that is made "
+            f"({type(optimizer).__name__}): pass a factory such as torch.optim.Adam."
+        )
+    if not num_diagnostic_samples:
+        raise ValueError(
+            "fit_guide: num_restarts compares fits by their diagnostics, and "
+            "num_diagnostic_samples=0 leaves these out."
+        )
+    if ranks.size > 1:
+        raise ValueError(
+            f"fit_guide: num_restarts is for one process, and {ranks.size} share this fit: pass "
+            "distributed=False, or let each process make a fit of its own."
+        )
+
+
+def refuse_to_compile(compile: bool, ranks: Ranks) -> None:
+    """Raise for steps that would be compiled and shared."""
+    if compile and ranks.size > 1:
+        raise ValueError(
+            f"fit_guide: compile=True is for one process, and {ranks.size} share this fit. Leave "
+            "it out, or pass distributed=False."
         )
 
 

@@ -22,13 +22,22 @@ from ..guides import AutoFlow
 from ..guides.prototype import tensors_in
 from ._flow_draws import flow_draws
 from .checkpoint import Checkpoint, describe, named_tensors
-from .checks import check_data, check_numbers, check_optimizer, make_loss, warn_of_old_start
+from .checks import (
+    check_data,
+    check_numbers,
+    check_optimizer,
+    check_restarts,
+    make_loss,
+    refuse_to_compile,
+    warn_of_old_start,
+)
 from .distributed import Ranks, find_ranks
 from .draws import seeded
 from .importance import importance_diagnostics
 from .objectives import PathELBO, broadcasts
 from .progress import Progress
 from .report import GuideFit
+from .restarts import refit
 from .run import Run
 from .schedule import Schedule
 from .steps import PyroStepper, Stepper, TorchStepper, loss_and_grads
@@ -56,6 +65,7 @@ def fit_guide(
     seed: int | None = None,
     progress_bar: bool = True,
     num_diagnostic_samples: int = 10_000,
+    num_restarts: int = 0,
     chunk_size: int | None = None,
     compile: bool = False,
     checkpoint: str | os.PathLike | None = None,
@@ -92,6 +102,9 @@ def fit_guide(
         seed: Seeds the fit and its diagnostics; the caller's random state is left as it was.
         progress_bar: Whether to show one. Nothing else is ever printed.
         num_diagnostic_samples: Draws for the diagnostics; 0 for none.
+        num_restarts: Independent refits of an :class:`~pyroflows.AutoFlow`, each from other points
+            and weights, at the cost of a fit. The best of all is kept; where another finds more of
+            the posterior, or another place for it, the verdict says so.
         chunk_size: Draws that go through flow and model together, for less memory: the step is
             that of all ``num_particles``, to rounding.
         compile: Whether the steps of an :class:`~pyroflows.AutoFlow` are recorded and compiled,
@@ -128,7 +141,7 @@ def fit_guide(
         >>> fit.diagnostics.verdict
         'usable'
     """
-    started = perf_counter()
+    given, started = dict(locals()), perf_counter()
     check_arguments("fit_guide", model, model_args, model_kwargs, guide)
     args, kwargs = tuple(model_args), dict(model_kwargs or {})
     check_numbers(num_steps, time_budget, num_particles, learning_rate, tolerance, chunk_size)
@@ -137,11 +150,8 @@ def fit_guide(
     loss = make_loss(loss, num_particles, chunk_size, compile)
     schedule = Schedule(num_steps, time_budget, tolerance)
     ranks = find_ranks(distributed, _device_of(guide, args, kwargs))
-    if compile and ranks.size > 1:
-        raise ValueError(
-            f"fit_guide: compile=True is for one process, and {ranks.size} share this fit. Leave "
-            "it out, or pass distributed=False."
-        )
+    check_restarts(num_restarts, guide, optimizer, num_diagnostic_samples, ranks)
+    refuse_to_compile(compile, ranks)
     with seeded(ranks.common_seed(seed)), _training(guide), _sharing(loss, ranks):
         stepper, params = _make_stepper(
             model, guide, args, kwargs, optimizer, learning_rate, loss, ranks
@@ -164,10 +174,22 @@ def fit_guide(
             run.train(guide, file)
     fit = _collect(run, guide, loss, seed, ranks)
     if num_diagnostic_samples:
-        if ranks.is_first:
-            _diagnose(fit, model, args, kwargs, num_diagnostic_samples)
-        fit.diagnostics, fit.note = ranks.tell((fit.diagnostics, fit.note))
-    return fit
+        _diagnose(fit, model, args, kwargs, num_diagnostic_samples, ranks)
+    return _refitted(fit, given, args, kwargs) if num_restarts else fit
+
+
+def _refitted(
+    fit: GuideFit, given: dict[str, Any], args: tuple, kwargs: dict[str, Any]
+) -> GuideFit:
+    """The best of this fit and others from the same arguments, ``given``."""
+
+    def fit_again(twin: AutoFlow, seed: int | None) -> GuideFit:
+        changed = {"guide": twin, "seed": seed, "num_restarts": 0, "checkpoint": None}
+        return fit_guide(**given | changed)
+
+    if fit.stop_reason == "interrupted":
+        return fit
+    return refit(fit, fit_again, args, kwargs, given["num_restarts"])
 
 
 def _start(
@@ -301,6 +323,20 @@ def _collect(run: Run, guide: Callable, loss: Any, seed: int | None, ranks: Rank
 
 
 def _diagnose(
+    fit: GuideFit,
+    model: Callable,
+    args: tuple,
+    kwargs: dict[str, Any],
+    num_samples: int,
+    ranks: Ranks,
+) -> None:
+    """Add the diagnostics, which rank 0 makes and tells the others."""
+    if ranks.is_first:
+        _diagnose_alone(fit, model, args, kwargs, num_samples)
+    fit.diagnostics, fit.note = ranks.tell((fit.diagnostics, fit.note))
+
+
+def _diagnose_alone(
     fit: GuideFit, model: Callable, args: tuple, kwargs: dict[str, Any], num_samples: int
 ) -> None:
     """Add the diagnostics; a fit is worth keeping even where there can be none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -9,7 +10,9 @@ from .importance import ImportanceDiagnostics
 from .schedule import mean_and_error
 from .survey import guide_name
 
-__all__ = ["GuideFit"]
+__all__ = ["GuideFit", "Restart"]
+
+_RISING = 0.05  # nats in 100 steps
 
 _REASONS = {
     "converged": "converged",
@@ -19,6 +22,30 @@ _REASONS = {
     "diverged": "diverged: too many steps in a row were not finite, so the last good parameters "
     "were put back,",
 }
+
+
+@dataclass(frozen=True)
+class Restart:
+    """An independent refit, beside the fit that was kept.
+
+    Attributes:
+        seed: Its seed; ``None`` if the fit had none.
+        elbo: Its ELBO, in nats.
+        log_z: Its log evidence by importance sampling.
+        log_z_se: The standard error of that.
+        verdict: The verdict on it alone.
+        shift: The largest distance between its means and those kept, over unconstrained
+            coordinates, in standard deviations of the latter.
+        spread: The factor between standard deviations that is farthest from one.
+    """
+
+    seed: int | None
+    elbo: float
+    log_z: float
+    log_z_se: float
+    verdict: str
+    shift: float
+    spread: float
 
 
 @dataclass
@@ -45,6 +72,7 @@ class GuideFit:
         num_processes: Processes that shared the steps.
         compilation: What became of ``compile=True``, and how long it took, in words.
         compile_seconds: What compiling took of ``seconds``.
+        restarts: The other fits, where ``num_restarts`` asked for some: this one is the best.
     """
 
     guide: Callable
@@ -64,6 +92,7 @@ class GuideFit:
     num_processes: int = 1
     compilation: str = ""
     compile_seconds: float = 0.0
+    restarts: tuple[Restart, ...] = ()
 
     @property
     def num_steps(self) -> int:
@@ -103,8 +132,49 @@ class GuideFit:
             )
         lines += [self.compilation] if self.compilation else []
         lines += [f"Note: {self.note}"] if self.note else []
+        lines += [self._rising_in_words()] if self._is_rising() else []
+        lines += self._restarts_in_words()
         lines += [str(self.diagnostics)] if self.diagnostics is not None else []
         return "\n".join(lines)
+
+    @property
+    def rise(self) -> tuple[float, float]:
+        """What the bound still gained over 100 steps, in nats, and its standard error.
+
+        Of the last steps before the learning rate began to fall, as the fall itself always gains;
+        NaN where these are fewer than forty.
+        """
+        highest = max(self.learning_rates, default=0.0)
+        full = [i for i, rate in enumerate(self.learning_rates) if rate >= highest]
+        steady = self.losses[full[0] : full[-1] + 1] if full else []
+        half = min(100, len(steady) // 2)
+        if half < 20:
+            return math.nan, math.nan
+        before, error_before = mean_and_error(steady[-2 * half : -half])
+        after, error_after = mean_and_error(steady[-half:])
+        scale = 100 / half
+        return scale * (before - after), scale * math.hypot(error_before, error_after)
+
+    def _is_rising(self) -> bool:
+        rise, error = self.rise
+        return rise > max(_RISING, 4 * error)
+
+    def _rising_in_words(self) -> str:
+        rise, error = self.rise
+        return (
+            f"The bound still rose by {rise:.2g} ± {error:.1g} nat in 100 steps when the learning "
+            "rate began to fall: fit longer."
+        )
+
+    def _restarts_in_words(self) -> list[str]:
+        if not self.restarts:
+            return []
+        lines = [f"The best of {1 + len(self.restarts)} independent fits. The others:"]
+        return lines + [
+            f"  ELBO {r.elbo:.4f}, log Z {r.log_z:.4f} ± {r.log_z_se:.2g}, {r.verdict}; means up "
+            f"to {r.shift:.2f} standard deviations away, these up to {r.spread:.2f} times as large"
+            for r in self.restarts
+        ]
 
     def _shared(self) -> str:
         return "" if self.num_processes == 1 else f" on each of {self.num_processes} processes"
