@@ -11,8 +11,11 @@ from .infer import (
     GuideFit,
     ImportanceDiagnostics,
     PathELBO,
+    PosteriorDraws,
+    ResampledDraws,
     fit_guide,
     importance_diagnostics,
+    posterior_draws,
 )
 from .log_density import vectorized_log_density
 from .psis import psis
@@ -31,6 +34,8 @@ __all__ = [
     "Inverse",
     "NeuTraReparam",
     "PathELBO",
+    "PosteriorDraws",
+    "ResampledDraws",
     "available_bases",
     "available_flows",
     "build_base",
@@ -41,6 +46,7 @@ __all__ = [
     "importance_diagnostics",
     "plot_fit",
     "plot_posteriors",
+    "posterior_draws",
     "psis",
     "register_flow",
     "to_inference_data",

@@ -4,6 +4,7 @@ from .compiled_loss import CompiledLoss
 from .fit import fit_guide
 from .importance import ImportanceDiagnostics, importance_diagnostics
 from .objectives import PathELBO
+from .posterior import PosteriorDraws, ResampledDraws, posterior_draws
 from .report import GuideFit
 
 __all__ = [
@@ -11,6 +12,9 @@ __all__ = [
     "GuideFit",
     "ImportanceDiagnostics",
     "PathELBO",
+    "PosteriorDraws",
+    "ResampledDraws",
     "fit_guide",
     "importance_diagnostics",
+    "posterior_draws",
 ]
