@@ -146,25 +146,38 @@ def test_a_guide_that_was_not_built_explores_in_full_however_small_its_spread():
     assert (schedule.score_weight, built.score_weight) == (1.0, 0.0)
 
 
-def test_a_bound_that_gets_worse_under_the_path_gradient_makes_the_run_explore_again():
-    def run(losses: list[float]) -> Schedule:
-        schedule = Schedule(1000, None, tolerance=0.01)
-        for step, loss in enumerate(losses):
-            schedule.factor(step, 0.0)
-            schedule.observe(step + 1, loss + 0.1 * math.sin(step))
-        return schedule
+def _run(losses: list[float]) -> Schedule:
+    """A schedule of a thousand steps that has seen these losses."""
+    schedule = Schedule(1000, None, tolerance=0.01)
+    for step, loss in enumerate(losses):
+        schedule.factor(step, 0.0)
+        schedule.observe(step + 1, loss + 0.1 * math.sin(step))
+    return schedule
 
-    steady = run([1.0] * 600)
+
+def test_a_bound_that_gets_worse_under_the_path_gradient_makes_the_run_explore_again():
+    steady = _run([1.0] * 600)
     assert not steady.returned
     assert steady.score_weight == 0
-    drifting = run([1.0] * 300 + [1.0 + 0.002 * i for i in range(300)])
+    drifting = _run([1.0] * 300 + [1.0 + 0.002 * i for i in range(300)])
     assert drifting.returned
     assert drifting.score_weight == 1
     assert drifting.factor(650, 0.0) > 0
-    assert drifting.score_weight == 1  # to the end
+    assert drifting.score_weight == 1  # until the learning rate falls
     resumed = Schedule(1000, None, tolerance=0.01)
     resumed.load_state_dict(drifting.state_dict())
     assert resumed.returned
+
+
+@pytest.mark.parametrize(("slope", "weight"), [(0.0, 0.0), (-0.002, 0.0), (0.002, 1.0)])
+def test_the_decay_tries_the_path_gradient_again_once(slope: float, weight: float):
+    drift = [1.0] * 300 + [1.0 + 0.002 * i for i in range(300)] + [1.6] * 100
+    schedule = _run(drift)
+    schedule.factor(700, 0.0)
+    assert (schedule.phase, schedule.score_weight) == ("decay", 0.0)
+    ended = _run(drift + [1.6 + slope * i for i in range(300)])
+    assert ended.score_weight == weight
+    assert ended.returned
 
 
 def test_a_fit_that_starts_too_narrow_does_not_end_as_the_posterior_cut_off():

@@ -68,7 +68,7 @@ class GuideFit:
         diagnostics: What importance weights say; ``None`` if there are none.
         note: Why there are no diagnostics, or fewer draws in them than were asked for.
         explored_again: Whether the bound got worse under the path gradient, so that the ordinary
-            one was used from then on.
+            one was used from then, until the learning rate fell.
         num_processes: Processes that shared the steps.
         compilation: What became of ``compile=True``, and how long it took, in words.
         compile_seconds: What compiling took of ``seconds``.
@@ -128,7 +128,8 @@ class GuideFit:
         lines += [f"Of them {', '.join(told)}."] if told else []
         if self.explored_again:
             lines.append(
-                "The bound got worse under the path gradient: the ordinary one was used from then."
+                "The bound got worse under the path gradient: the ordinary one was used from then, "
+                "and the other tried again as the learning rate fell."
             )
         lines += [self.compilation] if self.compilation else []
         lines += [f"Note: {self.note}"] if self.note else []

@@ -34,7 +34,8 @@ _STATE = (
     "_converged",
     "_watched",
     "_best",
-    "_returned",
+    "_num_returns",
+    "_tries_again",
 )
 
 
@@ -50,7 +51,9 @@ class Schedule:
     The first part of a run explores (:attr:`score_weight`): with the ordinary gradient, which
     spreads draws into what they have missed so far. Then comes the path gradient, whose noise
     vanishes at the optimum. It vanishes too where a guide is the posterior cut off somewhere, and
-    may lead there: where the bound gets worse under it, the run explores again, to its end.
+    may lead there: where the bound gets worse under it, the run explores again. The noise of
+    exploring would keep it from coming close, so the decay, whose steps are small and smaller,
+    tries the path gradient once more; where the bound gets worse again, that is the end of it.
 
     References:
         | MiniCPM: Unveiling the Potential of Small Language Models with Scalable Training
@@ -76,7 +79,7 @@ class Schedule:
         self._converged = False
         self._watched: list[float] = []
         self._best: tuple[float, float] | None = None
-        self._returned = False
+        self._num_returns, self._tries_again = 0, False
 
     @property
     def phase(self) -> str:
@@ -105,7 +108,7 @@ class Schedule:
     @property
     def returned(self) -> bool:
         """Whether the bound got worse under the path gradient, so that it explores again."""
-        return self._returned
+        return self._num_returns > 0
 
     def start_from(self, spread: float, *, is_built: bool = True) -> None:
         """Take note of how far the guide starts from the posterior.
@@ -134,11 +137,14 @@ class Schedule:
         """The factor on the learning rate for the step after ``step`` steps and some seconds."""
         progress = self._progress(step, elapsed)
         is_explored = progress >= _EXPLORE_FRACTION or step >= self._explore_steps
-        if self._explores and is_explored and not self._returned:
+        if self._explores and is_explored and not self.returned:
             self.end_exploring()
         if self._decay_from is None and (self._converged or progress >= 1 - _DECAY_FRACTION):
             self._decay_from = (step, progress)
             self._decay_steps = _DECAY_PER_STEP * step if self._converged else math.inf
+            if self._explores and self.returned:
+                self.end_exploring()
+                self._tries_again, self._watched, self._best = True, [], None
         warm = max((step + 1) / _WARM_UP_STEPS, progress / _WARM_UP_FRACTION)
         return (
             self._height
@@ -149,7 +155,8 @@ class Schedule:
 
     def observe(self, step: int, loss: float) -> None:
         """Take note of the loss of the latest of ``step`` steps."""
-        if step > _WARM_UP_STEPS and math.isfinite(loss) and not self._returned:
+        may_return = self._num_returns == (1 if self._tries_again else 0)
+        if step > _WARM_UP_STEPS and math.isfinite(loss) and may_return:
             self._watch(loss)
         if not self._may_converge or self._decay_from is not None or step <= _WARM_UP_STEPS:
             return
@@ -158,7 +165,7 @@ class Schedule:
         if len(self._window) == _WINDOW:
             self._compare(mean_and_error(self._window))
             self._window = []
-        if self._explores and self._num_flat and not self._returned:
+        if self._explores and self._num_flat and not self.returned:
             self.end_exploring()
         self._converged = self._num_flat >= _FLAT_WINDOWS
 
@@ -193,7 +200,8 @@ class Schedule:
             margin = max(_WORSE, _SURE * math.hypot(self._best[1], current[1]))
             if current[0] - self._best[0] > margin:
                 self.end_exploring()  # compare no losses across
-                self._explores = self._returned = True
+                self._explores = True
+                self._num_returns += 1
 
     def _compare(self, current: tuple[float, float]) -> None:
         if self._last is not None:
