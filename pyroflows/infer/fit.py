@@ -99,7 +99,9 @@ def fit_guide(
         loss: ``None`` for :class:`pyroflows.PathELBO`; a Pyro ELBO, or a class of one; or a
             function ``(model, guide, *args, **kwargs)`` that returns a differentiable tensor.
         tolerance: Improvement of the ELBO over 100 steps, in nats, that is worth going on for.
-        seed: Seeds the fit and its diagnostics; the caller's random state is left as it was.
+        seed: Seeds the fit and its diagnostics; the caller's random state is left as it was. The
+            weights of a guide are drawn where it is made: for the same numbers again, call
+            ``pyro.set_rng_seed`` before that too.
         progress_bar: Whether to show one. Nothing else is ever printed.
         num_diagnostic_samples: Draws for the diagnostics; 0 for none.
         num_restarts: Independent refits of an :class:`~pyroflows.AutoFlow`, each from other points
