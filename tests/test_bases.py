@@ -314,3 +314,24 @@ def test_a_flow_on_a_base_is_a_distribution_of_pyro():
     law.rsample((5,)).sum().backward()
     assert base.raw_df.grad.abs().min() > 0
     assert all(p.grad is not None for p in flow.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_angles_of_any_concentration_are_drawn_and_scored(dtype):
+    """Far from the start, where a training may end up, the loop that draws did not end."""
+    base = bases.VonMises(7).to(dtype)
+    concentrations = torch.tensor([900.0, 1.1e3, 1e7, 1e12, 1e20, torch.inf, torch.nan])
+    with torch.no_grad():
+        base.raw_log_concentration.copy_(concentrations.log())
+    draws = base.distribution().rsample((2000,)).detach()
+    spread = draws[:, :5].double().square().mean(0) * concentrations[:5].double()
+    narrow = torch.finfo(dtype).eps ** -2 / 1e3  # beyond, draws are rounded to the location
+    assert ((spread - 1).abs() < 0.15)[concentrations[:5] < narrow].all()
+    assert draws[:, -1].isnan().all()
+    # at the location the density is sqrt(k / 2 pi), so that its log has slope 1/2 in log k
+    log_prob = base.log_prob(torch.zeros(7, dtype=dtype))
+    (grad,) = torch.autograd.grad(log_prob, base.raw_log_concentration)
+    torch.testing.assert_close(
+        grad[1:5].double(), torch.full((4,), 0.5).double(), atol=2e-4, rtol=0
+    )
+    assert abs(grad[0] - 0.5) < 2e-4

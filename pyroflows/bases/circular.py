@@ -18,6 +18,8 @@ __all__ = ["Uniform", "VonMises"]
 
 _NUM_NODES = 64
 _CUT = 40.0  # nats below the integrand's peak
+_NARROW = 1e8  # concentration from which the density is normal to rounding
+_SERIES_FROM = 1e3  # concentration from which the series is exact to rounding
 _CIRCLE = constraints.independent(constraints.interval(-math.pi, math.pi), 1)
 
 
@@ -147,7 +149,7 @@ class _VonMises(VectorDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         # 1 - cos by the half angle, which is exact for small ones.
         fall = 2 * (0.5 * (value - self.loc)).sin().square()
-        log_i0e = torch.special.i0e(self.concentration).log()
+        log_i0e = _log_i0e(self.concentration)
         return (-self.concentration * fall - log_i0e - math.log(2 * math.pi)).sum(-1)
 
     def rsample(self, sample_shape: Size = Size()) -> Tensor:
@@ -155,14 +157,35 @@ class _VonMises(VectorDistribution):
         concentration = self.concentration.expand(shape)
         with torch.no_grad():
             plain = concentration.detach()
-            angle = torch.distributions.VonMises(
-                torch.zeros_like(plain), plain, validate_args=False
-            )
-            angle = angle.sample()
+            angle = _drawn(plain)
         if torch.is_grad_enabled() and concentration.requires_grad:
             speed = _speed(angle, plain)
             angle = angle + speed * (concentration - plain)
         return _wrapped(angle + self.loc)
+
+
+def _drawn(concentration: Tensor) -> Tensor:
+    """Angles around zero: normal where they are so narrow that no dtype tells it.
+
+    The loop that rejects would not end there, nor where a concentration is not a number.
+    """
+    is_wide = concentration < _NARROW
+    around = torch.zeros_like(concentration)
+    given = torch.where(is_wide, concentration, 1.0)
+    angle = torch.distributions.VonMises(around, given, validate_args=False).sample()
+    if is_wide.all():
+        return angle
+    return torch.where(is_wide, angle, torch.randn_like(around) * concentration.rsqrt())
+
+
+def _log_i0e(concentration: Tensor) -> Tensor:
+    """The log of the scaled Bessel function; for large ones by its series, slopes included."""
+    is_large = concentration > _SERIES_FROM
+    exact = torch.special.i0e(torch.where(is_large, 1.0, concentration)).log()
+    large = torch.where(is_large, concentration, _SERIES_FROM)
+    terms = (1 / 8, 1 / 16, 25 / 384, 13 / 128)  # of the log, in powers of one over it
+    series = sum(term * large ** -(i + 1) for i, term in enumerate(terms))
+    return torch.where(is_large, series - 0.5 * (2 * math.pi * large).log(), exact)
 
 
 def _wrapped(angle: Tensor) -> Tensor:
