@@ -274,3 +274,10 @@ def test_ncsf_fits_angles_beside_numbers(circular: list[int] | None):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 1
+
+
+def test_one_transformer_object_may_serve_two_groups():
+    spline = RationalQuadraticSpline()
+    layer = Coupling(3, transformer=ByIndex([(spline, [0]), (spline, [1, 2])]), hidden_dims=(8,))
+    x = torch.randn(5, 3)
+    assert_close(layer.inv(layer(x).clone()), x)

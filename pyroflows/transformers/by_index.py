@@ -56,9 +56,11 @@ class ByIndex(Transformer):
         return len(self._parts) > 1 or self._parts[0][0].differs
 
     def at(self, indices: Sequence[int]) -> Transformer:
-        owners = [self._of(i) for i in indices]
-        groups = [(t, [k for k, owner in enumerate(owners) if owner is t]) for t, _ in self._parts]
-        return ByIndex(groups)
+        for i in indices:
+            self._of(i)  # or an error that names it
+        return ByIndex(
+            [(t, [k for k, i in enumerate(indices) if i in own]) for t, own in self._parts]
+        )
 
     def period(self, index: int) -> float | None:
         return self._of(index).period(index)
