@@ -141,3 +141,9 @@ def test_layers_of_the_flow_have_noise_of_their_own():
 def test_wrong_options_are_named(options: dict, message: str):
     with pytest.raises(ValueError, match=f"Residual expected {message}"):
         Residual(2, **options)
+
+
+@pytest.mark.parametrize("hidden_dims", [8, (8.0,), (0,), "ab"])
+def test_hidden_layers_that_are_no_sizes_are_named(hidden_dims):
+    with pytest.raises((TypeError, ValueError), match=r"Residual expected hidden_dims.*got"):
+        Residual(3, hidden_dims=hidden_dims)

@@ -57,6 +57,7 @@ class Residual(Bijector):
         seed: Of the noise that is fixed. Layers of one flow should differ in it.
 
     Raises:
+        TypeError: If ``hidden_dims`` is not a sequence of integers.
         ValueError: If ``lipschitz`` is not between 0 and 1, a number is too small, ``noise`` is
             neither of those named, or there are no hidden layers.
         RuntimeError: From the inverse, if Newton's method does not converge.
@@ -80,6 +81,10 @@ class Residual(Bijector):
         seed: int = 0,
     ) -> None:
         super().__init__(dim, context_dim=context_dim)
+        if not isinstance(hidden_dims, Sequence) or not all(type(n) is int for n in hidden_dims):
+            raise TypeError(
+                f"Residual expected hidden_dims to be ints such as (64, 64), got {hidden_dims!r}."
+            )
         sizes = {f"hidden_dims[{i}]": size for i, size in enumerate(hidden_dims)}
         sizes |= {"num_terms": num_terms, "num_probes": num_probes}
         _check(lipschitz, max_exact_dim, noise, sizes)
