@@ -11,10 +11,12 @@ from .infer import (
     GuideFit,
     ImportanceDiagnostics,
     PathELBO,
+    Polished,
     PosteriorDraws,
     ResampledDraws,
     fit_guide,
     importance_diagnostics,
+    polish,
     posterior_draws,
 )
 from .log_density import vectorized_log_density
@@ -34,6 +36,7 @@ __all__ = [
     "Inverse",
     "NeuTraReparam",
     "PathELBO",
+    "Polished",
     "PosteriorDraws",
     "ResampledDraws",
     "available_bases",
@@ -46,6 +49,7 @@ __all__ = [
     "importance_diagnostics",
     "plot_fit",
     "plot_posteriors",
+    "polish",
     "posterior_draws",
     "psis",
     "register_flow",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..infer.posterior import PosteriorDraws
 from . import _arviz
 from .sources import common_draws, flat_draws, posterior_of
 
@@ -40,8 +41,9 @@ def compare_fits(
     scores are no way to compare guides of one model: they rank the over-confident one first.
 
     Args:
-        fits: by name: what ``to_inference_data`` or ``fit_guide`` returned, importance diagnostics,
-            a Pyro ``MCMC`` that has run, or a mapping of site name to draws ``(S, *shape)``.
+        fits: by name: what ``to_inference_data``, ``fit_guide``, ``polish`` or ``posterior_draws``
+            returned, importance diagnostics, a Pyro ``MCMC`` that has run, or a mapping of site
+            name to draws ``(S, *shape)``.
         reference: the name of one of the fits, or draws in one of these forms.
         var_names: variables to set beside the reference; all unless given.
 
@@ -107,6 +109,8 @@ def _check_model(fits: Mapping[str, Any]) -> None:
 
 
 def _has_draws(fit: Any) -> bool:
+    if isinstance(fit, PosteriorDraws):
+        return True
     return not hasattr(fit, "log_weights") and not hasattr(fit, "losses")
 
 

@@ -13,9 +13,11 @@ import numpy as np
 from ..arguments import check_arguments
 from ..infer.draws import GuideDraws, Site, draw_from_guide
 from ..infer.importance import ImportanceDiagnostics, diagnose, rounding_tolerance
+from ..infer.posterior import Polished
 from ..psis import psis
 from . import _arviz
 from ._naming import Names, deterministic_event_dims, to_numpy
+from .chains import from_chains
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -34,8 +36,8 @@ _SCALARS = {
 
 
 def to_inference_data(
-    guide: Callable[..., Any],
-    model: Callable[..., Any],
+    guide: Callable[..., Any] | Polished,
+    model: Callable[..., Any] | None = None,
     *,
     model_args: tuple = (),
     model_kwargs: dict[str, Any] | None = None,
@@ -64,8 +66,13 @@ def to_inference_data(
     name becomes a ``.``. Where a plate is subsampled, or a latent is missing from the guide or
     summed out, the groups that would be wrong are left out with a warning.
 
+    Of chains (:func:`~pyroflows.polish`), which hold their draws already, there are ``posterior``
+    and ``sample_stats``: ``lp`` and ``lp_approx`` (on unconstrained coordinates),
+    ``acceptance_rate``, ``diverging`` (proposals without a finite density included) and
+    ``step_size``.
+
     Args:
-        guide: a Pyro guide.
+        guide: a Pyro guide; or what ``polish`` returned, without a model and its arguments.
         model: its model, conditioned on data.
         model_args: positional arguments of both.
         model_kwargs: keyword arguments of both.
@@ -81,6 +88,7 @@ def to_inference_data(
     Raises:
         ImportError: if ArviZ is not installed.
         ValueError: if dims or coords do not fit the sites.
+        TypeError: if a guide comes without its model, or chains with one.
 
     Example:
         >>> import pyro.distributions as dist
@@ -93,6 +101,9 @@ def to_inference_data(
         ('chain', 'draw', 'school')
     """
     _arviz.require()
+    _check_source(guide, model)
+    if isinstance(guide, Polished):
+        return from_chains(guide, dims, coords)
     check_arguments("to_inference_data", model, model_args, model_kwargs, guide)
     draws = draw_from_guide(
         model,
@@ -117,6 +128,19 @@ def to_inference_data(
     _warn_of_squares(draws, names)
     groups = {name: group for name, group in groups.items() if group.data_vars}
     return _arviz.build(groups, _attributes(guide, model))
+
+
+def _check_source(guide: Any, model: Any) -> None:
+    if isinstance(guide, Polished) and model is not None:
+        raise TypeError(
+            "to_inference_data: chains hold their draws, so that no model is taken with them: "
+            "write to_inference_data(chains)."
+        )
+    if not isinstance(guide, Polished) and model is None:
+        raise TypeError(
+            f"to_inference_data expected a model with the guide {type(guide).__name__}: write "
+            "to_inference_data(guide, model)."
+        )
 
 
 def _dataset(variables: dict[str, tuple], coords: dict[str, Sequence]) -> xr.Dataset:

@@ -45,8 +45,9 @@ def plot_posteriors(
     """Draw several posteriors of one model over each other.
 
     Args:
-        fits: by the name in the legend: what ``to_inference_data`` returned, a Pyro ``MCMC`` that
-            has run, or a mapping of site name to draws ``(S, *shape)``. Their numbers may differ.
+        fits: by the name in the legend: what ``to_inference_data``, ``polish`` or
+            ``posterior_draws`` (resampled) returned, a Pyro ``MCMC`` that has run, or a mapping of
+            site name to draws ``(S, *shape)``. Their numbers may differ.
         var_names: variables to draw; all that the fits share unless given.
         kind: "density" (one panel a coordinate), "forest" (median, 50 % and 90 % intervals, one row
             a coordinate) or "pair" (scatter of every two coordinates).

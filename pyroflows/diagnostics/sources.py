@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..infer.posterior import Polished, PosteriorDraws
 from . import _arviz
 from ._naming import to_numpy
+from .chains import chains_posterior
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -21,8 +23,9 @@ def posterior_of(source: Any, name: str) -> xr.Dataset:
     """Return a posterior with dims (chain, draw, ...).
 
     Args:
-        source: an ``InferenceData`` or ``DataTree``; a Pyro ``MCMC`` that has run; or a mapping of
-            site name to draws ``(S, *shape)``.
+        source: an ``InferenceData`` or ``DataTree``; a Pyro ``MCMC`` that has run; what ``polish``
+            returned, or ``posterior_draws``, resampled; or a mapping of site name to draws
+            ``(S, *shape)``.
         name: what the caller calls it, for messages.
 
     Raises:
@@ -35,6 +38,10 @@ def posterior_of(source: Any, name: str) -> xr.Dataset:
         if posterior is None:
             raise ValueError(f"'{name}': expected a posterior group, got none.")
         return posterior
+    if isinstance(source, Polished):
+        return chains_posterior(source)
+    if isinstance(source, PosteriorDraws):  # weights do not come along, so draws follow them
+        source = source.resample(seed=0)
     if hasattr(source, "get_samples"):
         return _from_arrays(source.get_samples(group_by_chain=True), by_chain=True)
     if isinstance(source, Mapping) and source:

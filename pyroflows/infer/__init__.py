@@ -4,7 +4,7 @@ from .compiled_loss import CompiledLoss
 from .fit import fit_guide
 from .importance import ImportanceDiagnostics, importance_diagnostics
 from .objectives import PathELBO
-from .posterior import PosteriorDraws, ResampledDraws, posterior_draws
+from .posterior import Polished, PosteriorDraws, ResampledDraws, polish, posterior_draws
 from .report import GuideFit
 
 __all__ = [
@@ -12,9 +12,11 @@ __all__ = [
     "GuideFit",
     "ImportanceDiagnostics",
     "PathELBO",
+    "Polished",
     "PosteriorDraws",
     "ResampledDraws",
     "fit_guide",
     "importance_diagnostics",
+    "polish",
     "posterior_draws",
 ]

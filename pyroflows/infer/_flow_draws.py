@@ -50,7 +50,7 @@ class FlowDraws:
         values, log_det = self._guide.latents.constrain(u)
         log_det = _exactly(log_det)
         values = {name: value.cpu() for name, value in values.items()}
-        return values, self._log_p(u) - log_det, _exactly(log_q) - log_det
+        return values, self.log_p(u) - log_det, _exactly(log_q) - log_det
 
     def widened(self, num: int) -> Tensor:
         """Return log weights ``(num,)`` of other draws, with widened noise."""
@@ -59,10 +59,16 @@ class FlowDraws:
         noise = wide.noise(torch.Size((num, dim)), like, 0)
         u, log_det = self._guide.unregistered_posterior().bijector.forward_and_log_det(noise)
         log_q = -0.5 * noise.square().sum(-1) - 0.5 * dim * math.log(2 * math.pi) - log_det
-        log_weights = self._log_p(u) - _exactly(log_q) - wide.log_ratio()
+        log_weights = self.log_p(u) - _exactly(log_q) - wide.log_ratio()
         return log_weights.masked_fill(~log_weights.isfinite(), -math.inf)
 
-    def _log_p(self, u: Tensor) -> Tensor:
+    @property
+    def density(self) -> LogDensity:
+        """The log density of the model on unconstrained coordinates."""
+        return self._density
+
+    def log_p(self, u: Tensor) -> Tensor:
+        """Score points ``(S, D)`` on unconstrained coordinates; float64 on the CPU, ``(S)``."""
         if self.vectorized:
             parts = u.split(self._points_together(u))
         else:
