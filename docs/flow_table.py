@@ -35,7 +35,7 @@ def flow_gallery():
     """Return the pictures that there are in Markdown, each under its flow and what that is."""
     drawn = {path.stem for path in PICTURES.glob("*.png")}
     return "".join(
-        f"## `{name}`\n\n{_summary(name)}.\n\n![{name}](/images/gallery/{name}.png)\n\n"
+        f"### `{name}`\n\n{_summary(name)}.\n\n![{name}](/images/gallery/{name}.png)\n\n"
         for name in pf.available_flows()
         if name in drawn
     )

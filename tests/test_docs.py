@@ -21,6 +21,7 @@ import torch
 
 import pyroflows as pf
 from pyroflows.flows import registry
+from tests.cases import BUILT_IN
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -108,6 +109,15 @@ def test_table_of_flows_in_readme_is_what_the_code_does(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs")
     table = importlib.import_module("flow_table").flow_table()
     assert table in (ROOT / "README.md").read_text()
+
+
+def test_the_gallery_has_a_picture_and_a_row_for_each_flow(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    shown = importlib.import_module("flow_table").flow_gallery()
+    numbers = (ROOT / "docs" / "reference" / "gallery.md").read_text()
+    for name in BUILT_IN:
+        assert f"### `{name}`" in shown, f"draw it: python examples/gallery.py --flows {name}"
+        assert f"\n| `{name}` |" in numbers, "measure it: python -m tests.benchmarks.families"
 
 
 def test_checks_install_and_test_as_the_readme_says():

@@ -182,7 +182,7 @@ def table(rows: list[dict]) -> str:
             gaps = sorted(row["gap"] for row in mine)
             starts = sorted(row["start"] for row in mine)
             shown = f"{starts[len(mine) // 2]:.2f} → {gaps[len(mine) // 2]:.3f} ({gaps[-1]:.3f})"
-            cells.append(shown)
+            cells.append(shown.replace("-0.000", "0.000"))
         lines.append(f"| `{flow}` | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
