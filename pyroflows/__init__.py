@@ -7,6 +7,7 @@ from .energy import EnergyModel, energy_model
 from .flows import available_flows, build_flow, register_flow
 from .guides import AutoFlow, NeuTraReparam
 from .infer import (
+    BridgeEstimate,
     CompiledLoss,
     GuideFit,
     ImportanceDiagnostics,
@@ -14,6 +15,7 @@ from .infer import (
     Polished,
     PosteriorDraws,
     ResampledDraws,
+    bridge_log_z,
     fit_guide,
     importance_diagnostics,
     polish,
@@ -28,6 +30,7 @@ __all__ = [
     "AutoFlow",
     "Base",
     "Bijector",
+    "BridgeEstimate",
     "CompiledLoss",
     "Compose",
     "EnergyModel",
@@ -41,6 +44,7 @@ __all__ = [
     "ResampledDraws",
     "available_bases",
     "available_flows",
+    "bridge_log_z",
     "build_base",
     "build_flow",
     "compare_fits",

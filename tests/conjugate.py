@@ -1,5 +1,6 @@
 """Models whose posterior and evidence are known, and guides that are off by a known amount."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +38,8 @@ class Conjugate:
         data: The data.
         mean: Posterior means of the elements of its only site ``"x"``.
         sd: Their posterior standard deviations.
-        marginals: Their posterior distributions, a quantile by bisection of whose ``cdf``.
         log_z: The log evidence.
+        quantiles: Posterior quantiles at LEVELS, shape ``(3, elements)``.
     """
 
     model: Any
@@ -51,6 +52,10 @@ class Conjugate:
     def guide(self, *, scale=1.3, shift=0.3, **kwargs):
         options = {"scale": scale, "shift": shift}
         return AutoFlow(self.model, Off, model_args=(self.data,), **options, **kwargs)
+
+    def wide_guide(self):
+        """A normal that is 14 wide and covers both of two far modes."""
+        return self.guide(scale=14.0, shift=0.0, outer=None)
 
 
 LEVELS = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
@@ -158,3 +163,13 @@ def two_modes(dtype=torch.float64):
     mean = torch.tensor([far / 2], dtype=torch.float64)
     sd = (far**2 + 1 - mean.square()).sqrt()
     return Conjugate(model, y, mean, sd, 0.0)
+
+
+class TwoModes(Bijector):
+    """From a normal to an even mixture of two, at 12 and -12, both 1.2 wide."""
+
+    def forward_and_log_det(self, x, context=None):
+        below = (2 * torch.special.ndtr(-x.abs())).clamp(max=1 - 1e-9)
+        noise = torch.special.ndtri(below)
+        log_slope = math.log(2.4) + 0.5 * (noise.square() - x.square())
+        return x.sign() * (12 - 1.2 * noise), log_slope.sum(-1)

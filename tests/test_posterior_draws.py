@@ -70,6 +70,8 @@ def test_weights_cross_between_modes_that_a_guide_weighs_wrongly():
     draws = draw(case, guide)
     assert ((draws.mean()["x"] - case.mean).abs() < ERRORS * draws.mcse()["x"]).all()
     assert abs(draws.diagnostics.log_z) < ERRORS * draws.diagnostics.log_z_se
+    draws = draw(case, case.wide_guide())
+    assert ((draws.mean()["x"] - case.mean).abs() < ERRORS * draws.mcse()["x"]).all()
 
 
 @pytest.mark.parametrize("make", [AutoNormal, AutoMultivariateNormal])

@@ -52,10 +52,10 @@ def polish(
     resampled by their smoothed weights, and all move together.
 
     - ``"hmc"``: Hamiltonian Monte Carlo with unit masses, a step size found in the warm-up by dual
-      averaging and a random number of leapfrog steps. It corrects any smooth error; it does not
-      cross between modes that are far apart.
+      averaging and a random number of leapfrog steps. It corrects any smooth error; between far
+      modes it crosses only where the flow has brought them together in its base space.
     - ``"independence"``: Metropolis with draws of the guide as proposals. It needs no gradient and
-      jumps between modes; it stands still where the guide misses mass.
+      jumps between all modes that the guide holds; it misses what the guide misses.
 
     Proposals whose density or gradient is no number are rejected and counted. Ctrl-C ends the run
     with the draws made so far.
