@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -12,7 +13,8 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 
 import pyroflows as pf
-from pyroflows.infer.posterior.bridge import iterate_bridge
+from pyroflows.infer._seeding import seeded
+from pyroflows.infer.posterior.bridge import _estimate, _seeded_apart, iterate_bridge
 from tests import conjugate
 from tests.conjugate import CASES
 from tests.pretended import pretended_device
@@ -105,6 +107,30 @@ def test_regions_without_a_density():
 
 
 # The iteration
+
+
+def log_weight(x):
+    """Of a standard normal under a guide that is 1.3 wide and off by 0.3."""
+    guide = dist.Normal(*torch.tensor([0.3, 1.3], dtype=torch.float64))
+    return dist.Normal(torch.zeros((), dtype=torch.float64), 1.0).log_prob(x) - guide.log_prob(x)
+
+
+@pytest.mark.parametrize(
+    ("length", "num_guide", "rho"), [(50, 4000, 0.0), (1000, 200, 0.0), (200, 4000, 0.8)]
+)
+def test_errors_of_each_side_are_calibrated(length, num_guide, rho):
+    scores, psis = [], SimpleNamespace(log_z=0.0, log_z_se=0.0)
+    for _ in range(200):
+        noise = torch.randn(4, length, dtype=torch.float64)
+        x = noise.clone()
+        for i in range(1, length if rho else 0):
+            x[:, i] = rho * x[:, i - 1] + math.sqrt(1 - rho**2) * noise[:, i]
+        own = 0.3 + 1.3 * torch.randn(num_guide, dtype=torch.float64)
+        chains = SimpleNamespace(log_p=log_weight(x), log_q=torch.zeros_like(x))
+        found = _estimate(chains, log_weight(own), psis)
+        scores.append(found.log_z / found.log_z_se)
+    rms = math.sqrt(sum(score**2 for score in scores) / len(scores))
+    assert 0.85 < rms < 1.17  # three standard errors of it
 
 
 def test_iteration_against_the_formula():
@@ -202,6 +228,10 @@ def test_seeds_leave_the_generators_alone_and_repeat():
 def test_draws_are_not_those_that_made_the_chains():
     case = conjugate.normal()
     guide = case.guide()
+    with seeded(1):
+        proposed = torch.randn(5)
+    with _seeded_apart(1):
+        assert not torch.equal(torch.randn(5), proposed)
     found = bridge(case, guide, method="independence", seed=1)  # that of the chains
     assert abs(found.log_z - case.log_z) < ERRORS * found.log_z_se
 

@@ -13,7 +13,7 @@ from pyro.infer.autoguide import AutoNormal
 
 import pyroflows as pf
 from pyroflows.infer.posterior import _samplers
-from pyroflows.infer.posterior._samplers import DualAveraging, Hamiltonian
+from pyroflows.infer.posterior._samplers import DualAveraging, Hamiltonian, _widest
 from tests import conjugate
 from tests.conjugate import CASES, LEVELS
 from tests.pretended import pretended_device
@@ -126,6 +126,7 @@ def test_regions_without_a_density_are_rejected_and_counted(method):
     x = chains.values["x"]
     assert (x > -0.5).all()
     assert chains.num_nonfinite > 50
+    assert (chains.acceptance[chains.nonfinite] == 0).all()
     exact = math.exp(-1 / 8) / math.sqrt(2 * math.pi) / 0.6914624612740131
     assert abs(float(x.mean()) - exact) < ERRORS * float(chains.mcse()["x"])
     assert f"{chains.num_nonfinite} proposals without a finite density" in str(chains)
@@ -158,10 +159,27 @@ def test_a_model_without_a_density_anywhere_is_refused(method):
 
 def test_dual_averaging_finds_the_step_of_a_known_acceptance():
     search = DualAveraging(0.8, 10.0)
-    for _ in range(500):
-        search.update(math.exp(-search.step))
+    steps = []
+    for noise in torch.randn(1000).tolist():
+        search.update(math.exp(-search.step) + 0.2 * noise)
+        steps.append(search.step)
     search.settle()
+    assert max(steps[-100:]) > 1.2 * search.step
     assert math.exp(-search.step) == pytest.approx(0.8, abs=0.02)
+
+
+def test_trajectories_are_as_long_as_the_posterior_is_wide():
+    case = conjugate.correlated()
+    length = {"num_warmup": 100, "num_samples": 60}
+    right = run(case, case.guide(scale=1.0, shift=0.0), **length)
+    slanted = run(case, case.guide(scale=1.0, shift=0.0, outer="diagonal"), **length)
+    assert right.num_leapfrog < 6 < 8 < slanted.num_leapfrog
+    assert (slanted.mcse()["x"] < 0.1 * case.sd).all()
+    assert ((slanted.mean()["x"] - case.mean).abs() < ERRORS * slanted.mcse()["x"]).all()
+    noise = torch.randn(300, 60, dtype=torch.float64)
+    assert _widest(noise) < 1.15
+    noise[:, 0] += 5 * noise[:, 1]
+    assert _widest(noise) == pytest.approx(math.sqrt(26), rel=0.35)
 
 
 def test_leapfrog_goes_back_to_where_it_came_from():

@@ -11,7 +11,12 @@ import torch
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 import pyroflows as pf
-from pyroflows.infer.posterior._statistics import autocorrelated_size, weighted_quantile
+from pyroflows.infer.posterior._statistics import (
+    autocorrelated_size,
+    weighted_error,
+    weighted_quantile,
+    weighted_sd,
+)
 from tests import conjugate
 from tests.conjugate import CASES, LEVELS
 
@@ -138,6 +143,16 @@ def test_equal_weights_give_the_ordinary_moments():
     torch.testing.assert_close(draws.mcse()["x"], error)
 
 
+def test_errors_of_unequal_weights():
+    x = torch.tensor([[0.0], [1.0], [5.0]], dtype=torch.float64)
+    weights = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+    mean = 0.7  # 0.2 + 0.5
+    exact = math.sqrt(0.49 * mean**2 + 0.04 * 0.3**2 + 0.01 * 4.3**2)
+    assert weighted_error(x, weights).item() == pytest.approx(exact)
+    variance = (0.7 * mean**2 + 0.2 * 0.3**2 + 0.1 * 4.3**2) / (1 - 0.54)
+    assert weighted_sd(x, weights).item() == pytest.approx(math.sqrt(variance))
+
+
 def test_levels_outside_of_the_unit_interval_are_refused():
     case = conjugate.normal()
     draws = draw(case, case.guide(), num_samples=500)
@@ -173,6 +188,7 @@ def test_resampling_is_systematic_and_counts():
     assert ((counts - 20_000 * weights).abs() < 1 + 1e-9).all()
     assert again.num_distinct == int((counts > 0).sum()) < 10_001
     assert f"{again.num_distinct} of them distinct" in str(again)
+    assert not (again.indices.diff() >= 0).all()  # any part of them is like the whole
     assert list(again) == ["x"]
     assert torch.equal(again["x"], draws.values["x"][again.indices])
     error = float(draws.mcse()["x"]) + 1 / math.sqrt(20_000) * float(case.sd)

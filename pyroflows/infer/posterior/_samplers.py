@@ -16,6 +16,8 @@ __all__ = ["DualAveraging", "Hamiltonian", "Independence", "Move", "Sampler"]
 _MAX_ENERGY = 1000.0
 _MAX_LEAPFROG = 64
 _PROPOSALS_AT_ONCE = 4096
+_MOVES_BETWEEN = 25  # that the width of the posterior is measured anew
+_MAX_DIM_OF_COVARIANCE = 256
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ class Hamiltonian:
         space: Where to move.
         start: Noise to start from, shape ``(C, D)``.
         target_accept: Probability of acceptance to tune the step size to.
-        num_leapfrog: Largest number of steps of a move; as many as half a turn takes unless given.
+        num_leapfrog: Largest number of steps of a move; unless given, as many as half a turn takes
+            in the widest direction that the warm-up met.
         owner: Who asks, for messages.
     """
 
@@ -125,13 +128,16 @@ class Hamiltonian:
         self._state = space.look(start[fine[torch.arange(len(start)) % len(fine)].to(start.device)])
         self._search = DualAveraging(target_accept, start.shape[-1] ** -0.25)
         self._num_leapfrog = num_leapfrog
+        self._width = 1.0
+        self._seen: list[Tensor] = []
 
     @property
     def num_leapfrog(self) -> int:
-        """The largest number of steps of a move: with unit masses, half a turn."""
+        """The largest number of steps of a move."""
         if self._num_leapfrog is not None:
             return self._num_leapfrog
-        return min(max(math.ceil(math.pi / self._search.step), 1), _MAX_LEAPFROG)
+        half_turn = math.pi * self._width / self._search.step
+        return min(max(math.ceil(half_turn), 1), _MAX_LEAPFROG)
 
     def move(self, adapt: bool) -> Move:
         state, momentum = self._state, torch.randn_like(self._state.noise)
@@ -142,10 +148,16 @@ class Hamiltonian:
         accepted = torch.rand(len(gain), dtype=torch.float64, device="cpu") < probability
         self._state = state = end.where(accepted, state)
         if adapt:
-            self._search.update(float(probability.mean()))
+            self._learn(float(probability.mean()))
         diverged = ~broken & (gain < -_MAX_ENERGY)
         log_q = self._space.log_base(state.noise) - state.log_det
         return Move(state.noise, state.u, state.log_p, log_q, probability, diverged, broken)
+
+    def _learn(self, acceptance: float) -> None:
+        self._search.update(acceptance)
+        self._seen.append(self._state.noise)
+        if len(self._seen) % _MOVES_BETWEEN == 0:
+            self._width = _widest(torch.cat(self._seen[len(self._seen) // 2 :]))
 
     def _trajectory(self, momentum: Tensor, num: int) -> tuple[Points, Tensor, Tensor]:
         """Go ``num`` steps; a chain that meets no number stays there, and is marked as broken.
@@ -165,6 +177,7 @@ class Hamiltonian:
 
     def settle(self) -> None:
         self._search.settle()
+        self._seen = []
 
     def told(self) -> dict[str, Any]:
         return {"step_size": self._search.step, "num_leapfrog": self.num_leapfrog}
@@ -231,6 +244,20 @@ class _Weighed:
             torch.where(accepted, self.log_p, other.log_p),
             torch.where(accepted, self.log_q, other.log_q),
         )
+
+
+def _widest(noise: Tensor) -> float:
+    """Standard deviation of draws ``(S, D)`` along the direction where it is largest, at least one.
+
+    What few draws of a standard normal would show in excess of one is taken off.
+    """
+    size, dim = noise.shape
+    centered = noise.to("cpu", torch.float64)
+    centered = centered - centered.mean(0)
+    if dim > _MAX_DIM_OF_COVARIANCE:
+        return max(float(centered.std(0).max()), 1.0)
+    largest = torch.linalg.eigvalsh(centered.mT @ centered / size)[-1]
+    return max(math.sqrt(max(float(largest), 0.0)) / (1 + math.sqrt(dim / size)), 1.0)
 
 
 def _energy(momentum: Tensor) -> Tensor:

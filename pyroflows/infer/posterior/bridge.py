@@ -177,7 +177,8 @@ def _check_same(space: BaseSpace, chains: Polished) -> None:
         _, log_p, log_q = space.weigh(noise)
         eps = max(torch.finfo(noise.dtype).eps, torch.finfo(torch.float32).eps)
         tolerance = 1e3 * eps * (1 + float(log_p.abs().max()))
-        if bool((log_p - log_q - known).abs().max() < tolerance):
+        # A density as narrow as its place is rounded may jump at single points.
+        if bool((log_p - log_q - known).abs().median() < tolerance):
             return
     raise ValueError(
         "bridge_log_z: the chains are of another model, guide or data, as their draws have other "

@@ -71,7 +71,7 @@ def polish(
         num_warmup: Draws of each chain before that.
         target_accept: Probability of acceptance that the step size is tuned to.
         num_leapfrog: Largest number of leapfrog steps of a move, each number up to it as likely;
-            unless given, half a turn of a standard normal takes as many, 64 at most.
+            unless given, half a turn takes as many in the widest direction met, 64 at most.
         seed: Seed; the caller's generators are left as they were. None: draw on.
         progress_bar: Whether to show one.
 
