@@ -58,7 +58,8 @@ def data(device: torch.device) -> tuple[Tensor, Tensor]:
 
 def make_guide(device: torch.device, flow: str = "nsf_coupling") -> pf.AutoFlow:
     pyro.set_rng_seed(0)
-    return pf.AutoFlow(regression, flow, model_args=data(device), **TINY)
+    lines = {"circular": []} if flow == "ncsf" else {}  # no latent here is an angle
+    return pf.AutoFlow(regression, flow, model_args=data(device), **TINY, **lines)
 
 
 def steps(device: torch.device) -> int:
