@@ -80,10 +80,14 @@ def test_an_example_runs_as_a_user_runs_it(tmp_path):
 
 
 @pytest.mark.parametrize("name", targets.TARGETS)
-def test_the_benchmark_of_known_targets(name: str, tmp_path):
-    (row,) = targets.main(
+def test_the_benchmark_of_known_targets(name: str, tmp_path, capsys):
+    rows = targets.main(
         ["--smoke", "--targets", name, "--flows", "affine", "--output", str(tmp_path / "t.json")]
     )
+    if not rows:  # a target of other people's data says so
+        assert "left out: " in (said := capsys.readouterr().out)
+        pytest.skip(said.strip())
+    (row,) = rows
     assert row["target"] == name
     (written,) = json.loads((tmp_path / "t.json").read_text())["rows"]
     assert written["elbo"] == row["elbo"]
