@@ -24,7 +24,7 @@ each_method = pytest.mark.parametrize("method", METHODS)
 
 
 def run(case, guide, **kwargs):
-    options = {"seed": 1, "progress_bar": False, "num_warmup": 80, "num_samples": 120, **kwargs}
+    options = {"seed": 1, "progress_bar": False, "num_warmup": 60, "num_samples": 100, **kwargs}
     return pf.polish(case.model, guide, model_args=(case.data,), **options)
 
 
@@ -67,10 +67,10 @@ def test_a_flow_that_bends_is_bent_back():
 
     guide = pf.AutoFlow(model, "nsf", init="point", init_scale=0.7)
     with pyro.poutine.block(), torch.no_grad():
-        chains = pf.polish(model, guide, num_samples=120, num_warmup=60, seed=0, progress_bar=False)
+        chains = pf.polish(model, guide, num_samples=80, num_warmup=60, seed=0, progress_bar=False)
     for name, mean, sd in (("x", 0.0, 1.0), ("y", 0.5, math.sqrt(1.5))):
         error = float(chains.mcse()[name])
-        assert error < 0.15
+        assert error < 0.2
         assert abs(float(chains.mean()[name]) - mean) < ERRORS * error
         assert float(chains.sd()[name]) == pytest.approx(sd, rel=0.15)
 
@@ -94,9 +94,9 @@ def test_only_independent_proposals_cross_between_the_modes_of_a_wide_guide():
 def test_chains_cross_between_modes_that_the_flow_has_joined(method):
     case = conjugate.two_modes()
     guide = pf.AutoFlow(case.model, conjugate.TwoModes, model_args=(case.data,), outer=None)
-    chains = run(case, guide, method=method)
+    chains = run(case, guide, method=method, num_warmup=50, num_samples=60)
     error = chains.mcse()["x"]
-    assert error < 0.2 * case.sd
+    assert error < 0.25 * case.sd
     assert (chains.mean()["x"] - case.mean).abs() < ERRORS * error
 
 
@@ -105,7 +105,8 @@ def test_independent_proposals_of_a_guide_that_misses_tails_come_with_a_warning(
     with pytest.warns(UserWarning, match=r"polish: the guide is not to be trusted \(.*'hmc'"):
         chains = run(case, case.guide(scale=0.3), method="independence")
     assert "Proposals miss what the guide misses" in str(chains)
-    assert "Proposals miss" not in str(run(case, case.guide(scale=0.3)))
+    short = {"num_warmup": 10, "num_samples": 10}
+    assert "Proposals miss" not in str(run(case, case.guide(scale=0.3), **short))
 
 
 # Densities that are no number
@@ -353,7 +354,7 @@ def schools(sigma, y):
 
 def polished_schools(**kwargs):
     guide = pf.AutoFlow(schools, "affine", model_args=SCHOOLS)
-    options = {"num_samples": 40, "num_warmup": 40, "seed": 0, "progress_bar": False, **kwargs}
+    options = {"num_samples": 30, "num_warmup": 40, "seed": 0, "progress_bar": False, **kwargs}
     return pf.polish(schools, guide, model_args=SCHOOLS, **options)
 
 
@@ -367,8 +368,8 @@ def test_deterministic_sites_come_along():
 
 def test_samples_as_pyro_gives_them():
     chains = polished_schools(num_chains=3)
-    assert chains.get_samples()["theta"].shape == (120, 3)
-    assert chains.get_samples(group_by_chain=True)["theta"].shape == (3, 40, 3)
+    assert chains.get_samples()["theta"].shape == (90, 3)
+    assert chains.get_samples(group_by_chain=True)["theta"].shape == (3, 30, 3)
 
 
 # Course
@@ -448,7 +449,7 @@ def test_chains_as_inference_data(arviz):
     data = pf.to_inference_data(chains)
     posterior, stats = group(data, "posterior"), group(data, "sample_stats")
     assert posterior["theta"].dims == ("chain", "draw", "school")
-    assert posterior["theta"].shape == (4, 40, 3)
+    assert posterior["theta"].shape == (4, 30, 3)
     assert posterior["mu"].values == pytest.approx(chains.values["mu"].numpy())
     assert posterior["trans"].values == pytest.approx(chains.values["trans"].numpy())
     assert set(stats.data_vars) == {"lp", "lp_approx", "acceptance_rate", "diverging", "step_size"}
@@ -466,7 +467,7 @@ def test_chains_and_weighted_draws_beside_a_guide(arviz):
     draws = pf.posterior_draws(schools, guide, model_args=SCHOOLS, num_samples=2000, seed=0)
     fits = {"guide": data, "chains": chains, "weighted": draws}
     table = pf.compare_fits(fits, reference="chains")
-    assert table.loc["chains", "num_draws"] == 640
+    assert table.loc["chains", "num_draws"] == 480
     assert table.loc["guide", "max_mean_error"] < 1.0
     assert table.loc["weighted", "max_mean_error"] < 0.6
     assert len(pf.plot_posteriors(fits, var_names=["mu", "theta"]).axes) == 4
