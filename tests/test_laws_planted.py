@@ -143,6 +143,23 @@ class ReadsValues(Scale):
         return (y if float(x.sum()) > 0 else y * 1.0), log_det
 
 
+class ReadsValuesOfImages(Scale):
+    def inverse_and_log_det(self, y, context=None):
+        x, log_det = super().inverse_and_log_det(y, context)
+        return (x if float(y.detach().sum()) < 1e6 else -x), log_det
+
+
+class DifferentiatesInWhatModeThereIs(Scale):
+    """As a search for a root would, if it did not see to its own gradients."""
+
+    def inverse_and_log_det(self, y, context=None):
+        point = y.detach().requires_grad_()
+        with torch.enable_grad():
+            value = super().inverse_and_log_det(point, context)[0]
+            torch.autograd.grad(value.sum(), point)
+        return super().inverse_and_log_det(y, context)
+
+
 class MakesTensorsOnTheCpu(Scale):
     def forward_and_log_det(self, x, context=None):
         y, log_det = super().forward_and_log_det(x, context)
@@ -187,6 +204,9 @@ BROKEN_BIJECTORS: dict[str, tuple[Callable[..., Bijector], int]] = {
     "pushing_a_score_keeps_the_gradients": (LosesGradients, 0),
     "vmap_agrees": (ReadsValues, 0),
     "compile_agrees": (ReadsValues, 0),
+    "forward_is_one_graph": (ReadsValues, 0),
+    "inverse_is_one_graph": (ReadsValuesOfImages, 0),
+    "works_where_no_gradients_are_kept": (DifferentiatesInWhatModeThereIs, 0),
     "density_integrates_to_one": (HalvesLogDet, 0),
     "gradients_through_the_inverse_are_right": (DetachesItsInverse, 0),
     "works_on_another_device": (MakesTensorsOnTheCpu, 0),
