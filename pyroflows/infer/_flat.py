@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..guides import AutoFlow
+from ..guides.angles import periods_of
 from ..guides.gaussians import moments
 from ..guides.outer import in_double
 from ..guides.start import hessian
@@ -42,7 +43,7 @@ def flat_direction(
 
     Args:
         model: the model.
-        guide: the guide; only an ``AutoFlow`` is looked at.
+        guide: the guide; only an ``AutoFlow`` is looked at, and none that holds angles.
         args: positional arguments of the model.
         kwargs: keyword arguments of the model.
         vectorized: whether the model takes many draws together.
@@ -50,6 +51,8 @@ def flat_direction(
     limit = _UP_TO if vectorized else _UP_TO_ONE_BY_ONE
     if not isinstance(guide, AutoFlow) or guide.latent_dim > limit:
         return None
+    if any(periods_of(guide.unregistered_bijector(), guide.latent_dim)):
+        return None  # along an angle no density falls off for good: it comes round again
     draws = guide.unregistered_posterior().rsample((_NUM_DRAWS,)).double()
     if not torch.isfinite(draws).all():
         return None
