@@ -6,12 +6,14 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..log_density.reading import center, init_to_center, read_latents
 
 __all__ = [
     "check_data",
+    "device_of",
     "init_to_center",
     "or_center",
     "read_latents",
@@ -42,6 +44,14 @@ def tensors_in(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
             yield from tensors_in(item, f"{path}[{i}]")
+
+
+def device_of(guide: Any, args: tuple, kwargs: dict[str, Any]) -> torch.device:
+    """Where the guide lives, or the data if it has no parameters of its own."""
+    if isinstance(guide, nn.Module) and (param := next(guide.parameters(), None)) is not None:
+        return param.device
+    tensors = [*tensors_in(args, ""), *tensors_in(kwargs, "")]
+    return tensors[0][1].device if tensors else torch.get_default_device()
 
 
 def signature_of(args: tuple, kwargs: dict[str, Any]) -> tuple:

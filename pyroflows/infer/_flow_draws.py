@@ -18,7 +18,7 @@ from ..log_density import LogDensity
 from ._modes import where_defined
 from ._probe import Widened
 
-__all__ = ["FlowDraws", "flow_draws"]
+__all__ = ["FlowDraws", "exactly", "finite_or_zero", "flow_draws"]
 
 _NUMBERS_PER_PASS = 2**24
 _TRIES = 8
@@ -48,9 +48,9 @@ class FlowDraws:
         """Return site values ``(num, *shape)``, log p and log q in the model's coordinates."""
         u, log_q = self._guide.unregistered_posterior().rsample_and_log_prob((num,))
         values, log_det = self._guide.latents.constrain(u)
-        log_det = _exactly(log_det)
+        log_det = exactly(log_det)
         values = {name: value.cpu() for name, value in values.items()}
-        return values, self.log_p(u) - log_det, _exactly(log_q) - log_det
+        return values, self.log_p(u) - log_det, exactly(log_q) - log_det
 
     def widened(self, num: int) -> Tensor:
         """Return log weights ``(num,)`` of other draws, with widened noise."""
@@ -59,8 +59,8 @@ class FlowDraws:
         noise = wide.noise(torch.Size((num, dim)), like, 0)
         u, log_det = self._guide.unregistered_posterior().bijector.forward_and_log_det(noise)
         log_q = -0.5 * noise.square().sum(-1) - 0.5 * dim * math.log(2 * math.pi) - log_det
-        log_weights = self.log_p(u) - _exactly(log_q) - wide.log_ratio()
-        return log_weights.masked_fill(~log_weights.isfinite(), -math.inf)
+        log_weights = self.log_p(u) - exactly(log_q) - wide.log_ratio()
+        return finite_or_zero(log_weights)
 
     @property
     def density(self) -> LogDensity:
@@ -73,7 +73,7 @@ class FlowDraws:
             parts = u.split(self._points_together(u))
         else:
             parts = tqdm(u.split(1), desc="draws, one at a time", leave=False)
-        return torch.cat([_exactly(where_defined(self._density, part)) for part in parts])
+        return torch.cat([exactly(where_defined(self._density, part)) for part in parts])
 
     def _points_together(self, u: Tensor) -> int:
         """So many points that no tensor made for them is too large."""
@@ -126,7 +126,13 @@ def flow_draws(
     return None
 
 
-def _exactly(values: Tensor) -> Tensor:
+def finite_or_zero(log_weights: Tensor) -> Tensor:
+    """Log weights with ``-inf`` in place of what is no number."""
+    return log_weights.masked_fill(~log_weights.isfinite(), -math.inf)
+
+
+def exactly(values: Tensor) -> Tensor:
+    """Values as they are summed and compared: on the CPU, in double precision."""
     return values.detach().to("cpu", torch.float64)
 
 

@@ -10,9 +10,14 @@ from torch import Tensor
 from ..psis import smooth_log_weights
 from .draws import GuideDraws
 
-__all__ = ["marginal_shape"]
+__all__ = ["marginal_shape", "normal_scores"]
 
 _MAX_COORDINATES = 512
+
+
+def normal_scores(size: int) -> Tensor:
+    """What a standard normal has at the ranks of so many draws, ascending, float64."""
+    return torch.special.ndtri((torch.arange(size, dtype=torch.float64) + 0.5) / size)
 
 
 def marginal_shape(
@@ -37,8 +42,7 @@ def marginal_shape(
         Vehtari et al. (2024). Pareto smoothed importance sampling. JMLR 25, section 3.
     """
     size = len(log_weights)
-    scores = torch.special.ndtri((torch.arange(size, dtype=torch.float64) + 0.5) / size)
-    log_scores = scores.abs().log()
+    log_scores = normal_scores(size).abs().log()
     latents = {n: v for n, v in draws.values.items() if draws.sites[n].kind == "latent"}
     total = sum(value[0].numel() for value in latents.values())
     stride = math.ceil(max(total, 1) / _MAX_COORDINATES)

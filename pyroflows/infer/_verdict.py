@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ._marginal import normal_scores
 from .draws import GuideDraws
 
 __all__ = ["Moved", "judge", "reasons_of_modes"]
@@ -56,7 +56,7 @@ class Moved:
     def by_weights(cls, draws: GuideDraws, weights: Tensor) -> Moved:
         shift, small, large, far = (0.0, ""), (1.0, ""), (1.0, ""), (0.0, "")
         size = len(weights)
-        scores = torch.special.ndtri((torch.arange(size, dtype=torch.float64) + 0.5) / size)
+        scores = normal_scores(size)
         total = max(sum(v[0].numel() for v in draws.values.values()), 1)
         stride = math.ceil(total * size / _CHECKED_NUMBERS)
         for name, value in draws.values.items():

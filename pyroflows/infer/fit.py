@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..arguments import check_arguments
 from ..guides import AutoFlow
-from ..guides.prototype import tensors_in
+from ..guides.prototype import device_of
 from ._flow_draws import flow_draws
 from .checkpoint import Checkpoint, describe, named_tensors
 from .checks import (
@@ -151,7 +151,7 @@ def fit_guide(
     explores = loss is None
     loss = make_loss(loss, num_particles, chunk_size, compile)
     schedule = Schedule(num_steps, time_budget, tolerance)
-    ranks = find_ranks(distributed, _device_of(guide, args, kwargs))
+    ranks = find_ranks(distributed, device_of(guide, args, kwargs))
     check_restarts(num_restarts, guide, optimizer, num_diagnostic_samples, ranks)
     refuse_to_compile(compile, ranks)
     with seeded(ranks.common_seed(seed)), _training(guide), _sharing(loss, ranks):
@@ -170,7 +170,7 @@ def fit_guide(
         }
         file = _agreed(model, guide, args, kwargs, params, settings, checkpoint, ranks)
         bar = Progress(progress_bar and ranks.is_first, guide_name(guide), schedule)
-        run = Run(stepper, schedule, bar, started, loss, _device_of(guide, args, kwargs), ranks)
+        run = Run(stepper, schedule, bar, started, loss, device_of(guide, args, kwargs), ranks)
         with pyro.validation_enabled(False):  # the survey ran under it; NaN is now to be skipped
             _start(run, model, guide, args, kwargs, explores, file)
             run.train(guide, file)
@@ -256,14 +256,6 @@ def _sharing(loss: Any, ranks: Ranks) -> Iterator[None]:
         yield
     finally:
         loss.ranks = Ranks()
-
-
-def _device_of(guide: Callable, args: tuple, kwargs: dict[str, Any]) -> torch.device:
-    """Where the guide lives, or the data if it has no parameters yet."""
-    if isinstance(guide, nn.Module) and (param := next(guide.parameters(), None)) is not None:
-        return param.device
-    tensors = [*tensors_in(args, ""), *tensors_in(kwargs, "")]
-    return tensors[0][1].device if tensors else torch.get_default_device()
 
 
 def _make_stepper(

@@ -22,7 +22,7 @@ from torch import Tensor
 import pyroflows as pf
 from tests.benchmarks._peers_targets import PATH_VARIABLE, funnel, german_credit
 
-__all__ = ["BOXED", "KNOWN", "MissingData"]
+__all__ = ["BOXED", "KNOWN", "MissingData", "two_arc"]
 
 LOG_2PI = math.log(2 * math.pi)
 

@@ -27,21 +27,14 @@ from torch import Tensor
 
 import pyroflows as pf
 from tests.benchmarks._common import add_common_options, print_row, write_json
+from tests.benchmarks._known import KNOWN, two_arc
 
 NUM_STEPS, NUM_DRAWS, NUM_SAMPLES = 500, 128, 10_000
 CORRELATION = 0.9
-TWO_ARC_LOG_Z = 2.313289
 TORUS_LOG_Z = 6.526784
 ANGLES = ("ncsf",)
 # A solver that adapts takes many times as long where a fit is hard, as two arcs are.
 OPTIONS: dict[str, dict[str, object]] = {"cnf": {"solver": "rk4", "num_steps": 5}}
-
-
-def two_arc(x: Tensor) -> Tensor:
-    """The energy of Rezende and Mohamed (2015), two facing arcs."""
-    ring = 0.5 * ((x.norm(dim=-1) - 4) / 0.4).square()
-    heaps = [-0.5 * ((x[..., 0] + shift) / 0.8).square() for shift in (-2, 2)]
-    return torch.logaddexp(*heaps) - ring
 
 
 def correlated(x: Tensor) -> Tensor:
@@ -151,7 +144,7 @@ def quicker_to_score(bijector: pf.Bijector) -> pf.Bijector:
 
 
 TASKS: dict[str, Callable[[str, int, int], dict[str, object]]] = {
-    "two_arc": lambda *a: fit_energy(*a, two_arc, 2, TWO_ARC_LOG_Z, "auto"),
+    "two_arc": lambda *a: fit_energy(*a, two_arc, 2, KNOWN["two_arc"][1], "auto"),
     "correlated": lambda *a: fit_energy(*a, correlated, 5, 0.0, "point"),
     "moons": fit_moons,
     "torus": lambda *a: fit_energy(*a, torus, 2, TORUS_LOG_Z, "auto"),

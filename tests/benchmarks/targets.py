@@ -109,15 +109,24 @@ def gaussian_target(
 # Eight schools -------------------------------------------------------------------------------
 
 
-def eight_schools_truth(*, centered: bool) -> Moments:
-    """Given mu and tau each school is conjugate, so the rest is a sum over a grid of the two."""
-    y, s = EFFECT.double(), ERROR.double()
+def _grid_of_scales() -> tuple[Tensor, Tensor, Tensor]:
+    """A grid over mu and tau, and the posterior's log density there, in log tau.
+
+    Given these two each school is conjugate.
+    """
     mu = torch.linspace(-30, 30, 601, dtype=torch.float64)[:, None, None]
     log_tau = torch.linspace(-14, 9, 1151, dtype=torch.float64)[:, None]
     tau = log_tau.exp()
-    log_p = dist.Normal(mu, (tau**2 + s**2).sqrt()).log_prob(y).sum(-1)
+    scale = (tau**2 + ERROR.double() ** 2).sqrt()
+    log_p = dist.Normal(mu, scale).log_prob(EFFECT.double()).sum(-1)
     log_p = log_p + dist.Normal(0.0, 5.0).log_prob(mu)[..., 0]
-    log_p = log_p + (dist.HalfCauchy(5.0).log_prob(tau) + log_tau)[..., 0]
+    return mu, tau, log_p + (dist.HalfCauchy(5.0).log_prob(tau) + log_tau)[..., 0]
+
+
+def eight_schools_truth(*, centered: bool) -> Moments:
+    """Given mu and tau each school is conjugate, so the rest is a sum over a grid of the two."""
+    y, s = EFFECT.double(), ERROR.double()
+    mu, tau, log_p = _grid_of_scales()
     p = log_p.flatten().softmax(0).reshape(log_p.shape)
     gain = tau / (tau**2 + s**2)
     deviation_mean, deviation_var = gain * (y - mu), 1 - gain * tau
@@ -137,12 +146,7 @@ def _mixture_moments(p: Tensor, mean: Tensor, var: Tensor | float) -> tuple[Tens
 
 def _small_tau(draws: dict[str, Tensor], weights: Tensor) -> float:
     """The error of P(tau < 1)."""
-    tau = torch.linspace(-14, 9, 1151, dtype=torch.float64).exp()[:, None]
-    mu = torch.linspace(-30, 30, 601, dtype=torch.float64)[:, None, None]
-    s = (tau**2 + ERROR.double() ** 2).sqrt()
-    log_p = dist.Normal(mu, s).log_prob(EFFECT.double()).sum(-1)
-    log_p = log_p + dist.Normal(0.0, 5.0).log_prob(mu)[..., 0]
-    log_p = log_p + (dist.HalfCauchy(5.0).log_prob(tau) + tau.log())[..., 0]
+    _, tau, log_p = _grid_of_scales()
     share = log_p.logsumexp(0).softmax(0)[tau[:, 0] < 1].sum()
     return float((weights * (draws["tau"] < 1)).sum() - share)
 
@@ -160,7 +164,7 @@ TARGETS = {
     "sine_ring": Target(
         lambda: pf.energy_model(sine_ring, dim=2), 1.611997, lambda: grid_moments(sine_ring, 3.0)
     ),
-    **{name: Target(lambda make=make: make(), log_z) for name, (make, log_z) in KNOWN.items()},
+    **{name: Target(make, log_z) for name, (make, log_z) in KNOWN.items()},
     "eight_schools_noncentered": _eight_schools_target(centered=False),
     "eight_schools_centered": _eight_schools_target(centered=True),
     "gaussian_far": gaussian_target([50.0, -30.0], [0.1, 0.1]),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...guides import AutoFlow
 from ...psis import psis
-from .._flow_draws import FlowDraws, flow_draws
+from .._flow_draws import FlowDraws, exactly, finite_or_zero, flow_draws
 from .._modes import where_defined
 from .weighted import systematic
 
@@ -130,7 +130,7 @@ class BaseSpace:
         """
         with torch.no_grad():
             u, log_det = self._posterior.bijector.forward_and_log_det(noise)
-            log_q = _exactly(self._base.log_prob(noise)) - _exactly(log_det)
+            log_q = exactly(self._base.log_prob(noise)) - exactly(log_det)
             return u, self._flow.log_p(u), log_q
 
     def look(self, noise: Tensor) -> Points:
@@ -145,12 +145,12 @@ class BaseSpace:
                     total, noise, allow_unused=True, materialize_grads=True
                 )
         noise, u, grad = noise.detach(), u.detach(), grad.detach()
-        return Points(noise, u, _exactly(log_p), _exactly(log_det), grad)
+        return Points(noise, u, exactly(log_p), exactly(log_det), grad)
 
     def log_base(self, noise: Tensor) -> Tensor:
         """Score noise ``(*, D)`` under the base, float64 on the CPU."""
         with torch.no_grad():
-            return _exactly(self._base.log_prob(noise))
+            return exactly(self._base.log_prob(noise))
 
     def start(self, num_chains: int, owner: str) -> Tensor:
         """Draw noise for the start of chains: a pool of draws, resampled by smoothed weights."""
@@ -165,12 +165,3 @@ class BaseSpace:
             )
         smoothed, _ = psis(log_weights)
         return noise[systematic(smoothed.exp(), num_chains).to(noise.device)]
-
-
-def finite_or_zero(log_weights: Tensor) -> Tensor:
-    """Log weights with ``-inf`` in place of what is no number."""
-    return log_weights.masked_fill(~log_weights.isfinite(), -math.inf)
-
-
-def _exactly(values: Tensor) -> Tensor:
-    return values.detach().to("cpu", torch.float64)

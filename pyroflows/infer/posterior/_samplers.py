@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ._base_space import BaseSpace, Points, finite_or_zero
+from .._flow_draws import finite_or_zero
+from ._base_space import BaseSpace, Points
 
 __all__ = ["DualAveraging", "Hamiltonian", "Independence", "Move", "Sampler"]
 

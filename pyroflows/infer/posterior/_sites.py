@@ -8,14 +8,13 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from ...guides.prototype import tensors_in
 from .._log_prob import is_deterministic
 from .._sites import GuideDraws, samples
 
-__all__ = ["device_of", "with_deterministic"]
+__all__ = ["with_deterministic"]
 
 _NUMBERS_PER_PASS = 2**24
 
@@ -56,14 +55,6 @@ def with_deterministic(
         found = _one_by_one(compute, values) if found is None else found
     values = values | found
     return {name: values[name] for name in draws.sites if name in values}
-
-
-def device_of(guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> torch.device:
-    """Where the guide lives, or the data if it has no parameters of its own."""
-    if isinstance(guide, nn.Module) and (param := next(guide.parameters(), None)) is not None:
-        return param.device
-    tensors = [*tensors_in(args, ""), *tensors_in(dict(kwargs), "")]
-    return tensors[0][1].device if tensors else torch.get_default_device()
 
 
 def _all_together(compute: Callable, values: dict[str, Tensor]) -> dict[str, Tensor] | None:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ...arguments import check_arguments
+from .._flow_draws import finite_or_zero
 from .._seeding import seeded
 from ..importance import ImportanceDiagnostics
-from ._base_space import BaseSpace, finite_or_zero, require_flow
+from ._base_space import BaseSpace, require_flow
 from ._statistics import autocorrelated_size
 from .polish import look_at, polish
 from .polished import Polished

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ...arguments import check_arguments
+from ...guides.prototype import device_of
 from ...psis import psis
 from .._seeding import seeded
 from ..draws import GuideDraws, draw_from_guide
 from ..importance import ImportanceDiagnostics, diagnose, rounding_tolerance
-from ._sites import device_of, with_deterministic
+from ._sites import with_deterministic
 from ._statistics import (
     as_like,
     flat,
