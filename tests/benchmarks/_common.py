@@ -7,7 +7,8 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,17 +19,34 @@ from torch import Tensor
 import pyroflows as pf
 from pyroflows.psis import smooth_log_weights
 
+CHUNK = 10_000  # draws that go through a density together
+
 
 @dataclass(frozen=True)
 class Judged:
-    """A fitted guide, its draws, and how much each draw counts."""
+    """Draws of a fitted guide, how much each of them counts, and what is said of them.
+
+    Args:
+        fit: Our fit; of another guide, the one that it was fitted beside.
+        draws: Draws by site.
+        weights: Of each draw, summing to one.
+        seconds: What the fit took.
+        steps: How many it made.
+        elbo: Of these draws.
+        log_z: By importance sampling with these draws.
+        verdict: Share of effective draws, k-hat, and a word: of draws made apart, or the first.
+        problem: What ended the fit before its time.
+    """
 
     fit: pf.GuideFit
     draws: dict[str, Tensor]
     weights: Tensor
     seconds: float
-    elbo: float = math.nan  # of these draws
-    log_z: float = math.nan
+    steps: int
+    elbo: float
+    log_z: float
+    verdict: dict[str, object]
+    problem: str | None = None
 
     def moments(self, *, weighted: bool = True) -> dict[str, tuple[Tensor, Tensor]]:
         """Mean and standard deviation of each site."""
@@ -42,6 +60,17 @@ def mean_and_sd(value: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     weights = weights.reshape(-1, *[1] * (value.dim() - 1))
     mean = (weights * value).sum(0)
     return mean, (weights * (value - mean) ** 2).sum(0).sqrt()
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """The precision of a model's own numbers, such as those of its priors."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def fit_and_judge(
@@ -61,33 +90,55 @@ def fit_and_judge(
         model, guide, model_args=model_args, num_steps=num_steps, seed=seed, progress_bar=False
     )
     seconds = time.perf_counter() - start
-    with torch.no_grad():
-        density = guide.log_density(*model_args)
-        parts = []
-        for _ in range(math.ceil(num_samples / 10_000)):
-            u, log_q = guide.get_posterior().rsample_and_log_prob((min(num_samples, 10_000),))
-            parts.append((u, (density(u) - log_q).double()))
-        u, log_weights = (torch.cat(part) for part in zip(*parts, strict=True))
-    smoothed, _ = smooth_log_weights(log_weights)
-    return Judged(
-        fit,
-        guide.unpack(u),
-        smoothed.softmax(0),
-        seconds,
-        elbo=log_weights.mean().item(),
-        log_z=(smoothed.logsumexp(0) - math.log(len(u))).item(),
+    result = asdict(fit.diagnostics)
+    verdict = {name: result[name] for name in ("ess", "pareto_k", "verdict")}
+    weighed = weigh(
+        guide.log_density(*model_args),
+        lambda n: guide.get_posterior().rsample_and_log_prob((n,)),
+        num_samples,
     )
+    draws = guide.unpack(weighed.pop("u"))
+    weighed.pop("log_weights")
+    steps = len(fit.losses)
+    return Judged(fit, draws, seconds=seconds, steps=steps, verdict=verdict, **weighed)
+
+
+@torch.no_grad()
+def weigh(
+    density: Callable[[Tensor], Tensor],
+    draw: Callable[[int], tuple[Tensor, Tensor]],
+    num_samples: int,
+) -> dict[str, object]:
+    """Draw points ``u`` with their log densities; what their weights say of the density.
+
+    A draw whose weight is not a number counts for nothing but in the ELBO.
+    """
+    parts = []
+    for _ in range(math.ceil(num_samples / CHUNK)):
+        u, log_q = draw(min(num_samples, CHUNK))
+        parts.append((u, (density(u) - log_q).double()))
+    u, log_weights = (torch.cat(part) for part in zip(*parts, strict=True))
+    counted = torch.where(log_weights < math.inf, log_weights, -math.inf)
+    smoothed, _ = smooth_log_weights(counted)
+    return {
+        "u": u,
+        "log_weights": counted,
+        "weights": smoothed.softmax(0),
+        "elbo": log_weights.mean().item(),
+        "log_z": (smoothed.logsumexp(0) - math.log(len(u))).item(),
+    }
 
 
 def moment_errors(
     moments: Mapping[str, tuple[Tensor, Tensor]], truth: Mapping[str, tuple[Tensor, Tensor]]
 ) -> tuple[float, float]:
     """The largest error of a mean, in true standard deviations, and of a standard deviation."""
-    mean_error = sd_error = 0.0
+    errors = []
     for name, (true_mean, true_sd) in truth.items():
         mean, sd = moments[name]
-        mean_error = max(mean_error, ((mean - true_mean) / true_sd).abs().max().item())
-        sd_error = max(sd_error, (sd / true_sd - 1).abs().max().item())
+        pair = ((mean - true_mean) / true_sd).abs().max(), (sd / true_sd - 1).abs().max()
+        errors.append(torch.stack(pair))
+    mean_error, sd_error = torch.stack(errors).amax(0).tolist()
     return mean_error, sd_error
 
 
@@ -134,9 +185,3 @@ def _clean(row: Mapping[str, object]) -> dict[str, object]:
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in row.items()
     }
-
-
-def verdict_columns(judged: Judged) -> dict[str, object]:
-    """What the fit says of itself."""
-    result = asdict(judged.fit.diagnostics)
-    return {name: result[name] for name in ("ess", "pareto_k", "verdict")}

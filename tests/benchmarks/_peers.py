@@ -380,23 +380,15 @@ def _pyro_svi_step(task: Task) -> Step:
     from pyro.infer import SVI
     from pyro.infer.autoguide import AutoNormalizingFlow
 
+    from tests.benchmarks._peers_pyro import vectorized_elbo
+
     if task.device != "cpu":
         raise NotImplementedError("AutoNormalizingFlow makes its transforms on the CPU")
     pyro.clear_param_store()
     model = task.posterior().model
     guide = AutoNormalizingFlow(model, lambda _: pyro_flow(task))
-    elbo = vectorized_elbo(guide, task.num_draws)
+    elbo = vectorized_elbo(model, guide, task.num_draws)
     return SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), elbo).step
-
-
-def vectorized_elbo(guide: Callable, num_particles: int) -> object:
-    """Pyro's ELBO of all draws at once, as its users write it."""
-    from pyro.infer import Trace_ELBO
-
-    guide()  # learns the structure of the model
-    plates = {frame.dim for stack in guide._cond_indep_stacks.values() for frame in stack}
-    nesting = -min(plates, default=0)
-    return Trace_ELBO(num_particles, vectorize_particles=True, max_plate_nesting=nesting)
 
 
 def pyro_flow(task: Task) -> torch.nn.Module:

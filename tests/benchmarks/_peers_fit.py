@@ -155,17 +155,12 @@ def pyro_svi(posterior: Posterior, watch: Watch, *, guide: str, rate: float) -> 
     """Pyro's SVI with all particles at once, and no validation once it runs."""
     import pyro
     from pyro.infer import SVI
-    from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormalizingFlow
 
-    from tests.benchmarks._peers import Task, pyro_flow, vectorized_elbo
+    from tests.benchmarks._peers_pyro import GUIDES, vectorized_elbo
 
     watch.start()
-    if guide == "normal":
-        guide = AutoMultivariateNormal(posterior.model)
-    else:
-        task = Task("energy", posterior.dim)
-        guide = AutoNormalizingFlow(posterior.model, lambda _: pyro_flow(task))
-    elbo = vectorized_elbo(guide, _NUM_PARTICLES)
+    guide = GUIDES[guide](posterior.model, posterior.dim)
+    elbo = vectorized_elbo(posterior.model, guide, _NUM_PARTICLES)
     pyro.enable_validation(False)
     svi = SVI(posterior.model, guide, pyro.optim.Adam({"lr": rate}), elbo)
 

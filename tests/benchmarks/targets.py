@@ -4,12 +4,14 @@
     python -m tests.benchmarks.targets --targets sine_ring --seeds 0 1 2
     python -m tests.benchmarks.targets --targets gaussians --flows all
     python -m tests.benchmarks.targets --path folder-of-data      # those with data files too
+    python -m tests.benchmarks.targets --peers      # and other libraries' fits of the same length
 
 A row: ``gap`` is log Z - ELBO in nats, of 100,000 draws; ``log_z_error`` that of importance
 sampling; ``mean_error`` the largest error of a weighted mean in true standard deviations,
-``sd_error`` the largest relative error of a weighted standard deviation, where they are known;
-``share_error`` that of the share of draws below a bound: P(tau < 1) of the eight schools, or the
-largest over the modes. A target whose data are not found is left out, and named.
+``sd_error`` the largest relative error of a weighted standard deviation, where they are known, and
+``raw_...`` those of the guide's own draws; ``share_error`` that of the share of draws below a
+bound: P(tau < 1) of the eight schools, or the largest over the modes. ``report_gap`` is the gap by
+the fit's own report. A target whose data are not found is left out, and named.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,14 +30,15 @@ from torch import Tensor
 
 import pyroflows as pf
 from tests.benchmarks._common import (
+    Judged,
     add_common_options,
     fit_and_judge,
     moment_errors,
     print_row,
-    verdict_columns,
     write_json,
 )
 from tests.benchmarks._known import KNOWN, MissingData
+from tests.benchmarks._peers_guides import add_peers_option, judge_peers
 from tests.benchmarks._peers_targets import PATH_VARIABLE
 from tests.benchmarks._schools import EFFECT, ERROR, eight_schools
 
@@ -176,17 +179,30 @@ GROUPS = {"gaussians": [name for name in TARGETS if name.startswith("gaussian")]
 
 
 def measure(
-    name: str, flow: str, seed: int, *, num_steps: int | None = None, num_samples: int = 100_000
-) -> dict[str, object]:
-    """One row of the table."""
+    name: str,
+    flow: str,
+    seed: int,
+    *,
+    num_steps: int | None = None,
+    num_samples: int = 100_000,
+    peers: bool = False,
+) -> Iterator[dict[str, object]]:
+    """The row of our fit, then those of its peers."""
+    model, made = TARGETS[name].model(), {"num_samples": num_samples, "seed": seed}
+    ours = fit_and_judge(model, flow, num_steps=num_steps, **made)
+    report_gap = TARGETS[name].log_z - ours.fit.diagnostics.elbo
+    yield _row(name, flow, seed, ours) | {"report_gap": report_gap}
+    for peer, judged in judge_peers(ours, model, **made) if peers else ():
+        yield _row(name, peer, seed, judged)
+
+
+def _row(name: str, flow: str, seed: int, judged: Judged) -> dict[str, object]:
     target = TARGETS[name]
-    judged = fit_and_judge(
-        target.model(), flow, num_steps=num_steps, num_samples=num_samples, seed=seed
-    )
-    result = judged.fit.diagnostics
-    mean_error, sd_error = math.nan, math.nan
+    errors, raw_errors = (math.nan, math.nan), (math.nan, math.nan)
     if target.truth is not None:
-        mean_error, sd_error = moment_errors(judged.moments(), target.truth())
+        truth = target.truth()
+        errors = moment_errors(judged.moments(), truth)
+        raw_errors = moment_errors(judged.moments(weighted=False), truth)
     share = target.share_error
     shown = math.nan if share is None else share(judged.draws, judged.weights)
     return {
@@ -197,13 +213,16 @@ def measure(
         "elbo": judged.elbo,
         "gap": target.log_z - judged.elbo,
         "log_z_error": judged.log_z - target.log_z,
-        "report_gap": target.log_z - result.elbo,
-        **verdict_columns(judged),
-        "mean_error": mean_error,
-        "sd_error": sd_error,
+        "report_gap": math.nan,
+        **judged.verdict,
+        "raw_mean_error": raw_errors[0],
+        "raw_sd_error": raw_errors[1],
+        "mean_error": errors[0],
+        "sd_error": errors[1],
         "share_error": shown,
-        "steps": len(judged.fit.losses),
+        "steps": judged.steps,
         "seconds": judged.seconds,
+        "problem": judged.problem,
     }
 
 
@@ -214,6 +233,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--num-steps", type=int, help="default: that of fit_guide")
     parser.add_argument("--path", type=Path, help="folder of the data files")
+    add_peers_option(parser)
     add_common_options(parser)
     args = parser.parse_args(argv)
     if args.threads:
@@ -224,9 +244,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     flows = pf.available_flows() if args.flows == ["all"] else args.flows
     if args.path:
         os.environ[PATH_VARIABLE] = str(args.path.resolve())
-    num_steps, num_samples = args.num_steps, 100_000
+    settings = {"num_steps": args.num_steps, "num_samples": 100_000}
     if args.smoke:
-        num_steps, num_samples = num_steps or 3, 1000
+        settings = {"num_steps": args.num_steps or 3, "num_samples": 1000}
 
     rows: list[dict[str, object]] = []
     for name in names:
@@ -237,9 +257,10 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
             continue
         for flow in flows:
             for seed in args.seeds if flow not in TARGETS[name].skip else ():
-                rows.append(measure(name, flow, seed, num_steps=num_steps, num_samples=num_samples))
-                print_row(rows[-1], header=len(rows) == 1)
-                write_json(args.output, rows, num_steps=num_steps, num_samples=num_samples)
+                for row in measure(name, flow, seed, peers=args.peers, **settings):
+                    rows.append(row)
+                    print_row(row, header=len(rows) == 1)
+                    write_json(args.output, rows, **settings)
     return rows
 
 
