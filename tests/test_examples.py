@@ -158,6 +158,19 @@ def test_a_model_is_that_of_the_reference_draws(name: str):
     assert deviations.abs().max() < 4.5
 
 
+@pytest.mark.parametrize("num_times", [2, 3, 7, 8])
+def test_hidden_states_are_summed_out(num_times: int):
+    """Against the sum over all paths."""
+    theta1, theta2 = torch.tensor([[0.3, 0.7], [0.6, 0.4]], dtype=torch.float64)
+    emission = torch.randn(num_times, 2, dtype=torch.float64)
+    trace = pyro.poutine.trace(_posteriors._two_state_hmm).get_trace(theta1, theta2, emission)
+    transition = torch.stack([theta1, theta2]).log()
+    paths = torch.cartesian_prod(*[torch.arange(2)] * num_times)
+    log_p = emission[torch.arange(num_times), paths].sum(-1)
+    log_p = log_p + transition[paths[:, :-1], paths[:, 1:]].sum(-1)
+    torch.testing.assert_close(trace.log_prob_sum(), log_p.logsumexp(0))
+
+
 @pytest.mark.parametrize("flow", ["planar", "ncsf"])
 def test_gallery_draws_a_picture_of_a_flow(tmp_path, flow, capsys):
     example("gallery").main(["--smoke", "--flows", flow, "--output", str(tmp_path)])

@@ -55,23 +55,20 @@ def regression(x: Tensor, y: Tensor) -> None:
     """Stan's default: no prior on the coefficients, none on the scale."""
     beta = pyro.sample("beta", dist.ImproperUniform(constraints.real_vector, (), x.shape[1:]))
     sigma = pyro.sample("sigma", dist.ImproperUniform(constraints.positive, (), ()))
-    with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal((x * beta).sum(-1), sigma), obs=y)
+    pyro.sample("y", dist.Normal(beta @ x.T, sigma[..., None]).to_event(1), obs=y)
 
 
 def regression_cauchy(x: Tensor, y: Tensor) -> None:
     """The same with a prior on the scale."""
     beta = pyro.sample("beta", dist.ImproperUniform(constraints.real_vector, (), x.shape[1:]))
     sigma = pyro.sample("sigma", dist.HalfCauchy(2.5))
-    with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal((x * beta).sum(-1), sigma), obs=y)
+    pyro.sample("y", dist.Normal(beta @ x.T, sigma[..., None]).to_event(1), obs=y)
 
 
 def blr(x: Tensor, y: Tensor) -> None:
     beta = pyro.sample("beta", dist.Normal(0.0, 10.0).expand(x.shape[1:]).to_event(1))
     sigma = pyro.sample("sigma", dist.HalfNormal(10.0))
-    with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal((x * beta).sum(-1), sigma), obs=y)
+    pyro.sample("y", dist.Normal(beta @ x.T, sigma[..., None]).to_event(1), obs=y)
 
 
 def kilpisjarvi(x: Tensor, y: Tensor, alpha_prior: tuple, beta_prior: tuple) -> None:
@@ -86,8 +83,8 @@ def autoregression(lags: Tensor, y: Tensor) -> None:
     alpha = pyro.sample("alpha", dist.Normal(0.0, 10.0))
     beta = pyro.sample("beta", dist.Normal(0.0, 10.0).expand(lags.shape[1:]).to_event(1))
     sigma = pyro.sample("sigma", dist.HalfCauchy(2.5))
-    with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal(alpha + (lags * beta).sum(-1), sigma), obs=y)
+    mean = alpha[..., None] + beta @ lags.T
+    pyro.sample("y", dist.Normal(mean, sigma[..., None]).to_event(1), obs=y)
 
 
 def arma11(y: Tensor) -> None:
@@ -107,8 +104,8 @@ def diamonds(x: Tensor, y: Tensor) -> None:
     intercept = pyro.sample("Intercept", dist.StudentT(3.0, 8.0, 10.0))
     sigma = pyro.sample("sigma", dist.ImproperUniform(constraints.positive, (), ()))
     pyro.factor("sigma_prior", dist.StudentT(3.0, 0.0, 10.0).log_prob(sigma))
-    with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal((x * b).sum(-1) + intercept, sigma), obs=y)
+    mean = intercept[..., None] + b @ x.T
+    pyro.sample("y", dist.Normal(mean, sigma[..., None]).to_event(1), obs=y)
 
 
 def gaussian_process(x: Tensor, y: Tensor) -> None:
@@ -122,12 +119,22 @@ def gaussian_process(x: Tensor, y: Tensor) -> None:
 
 
 def _two_state_hmm(theta1: Tensor, theta2: Tensor, emission: Tensor) -> None:
-    """The forward algorithm, without a term for the initial state; emission is (T, ..., 2)."""
+    """The forward algorithm, without a term for the initial state; emission is (T, ..., 2).
+
+    As a product of matrices, taken in pairs: log T operations on all times, not T on one.
+    """
     transition = torch.stack([theta1, theta2], -2).log()
-    log_alpha = emission[0]
-    for now in emission[1:]:
-        log_alpha = (log_alpha[..., None] + transition).logsumexp(-2) + now
-    pyro.factor("hmm", log_alpha.logsumexp(-1))
+    steps = transition + emission[1:, ..., None, :]
+    while len(steps) > 1:
+        first, second = steps[: len(steps) // 2 * 2].unflatten(0, (-1, 2)).unbind(1)
+        pairs = (first[..., None] + second[..., None, :, :]).logsumexp(-2)
+        steps = torch.cat([pairs, steps[len(pairs) * 2 :]])
+    pyro.factor("hmm", (emission[0][..., None] + steps[0]).logsumexp((-2, -1)))
+
+
+def _at_times(data: Tensor, parameter: Tensor) -> Tensor:
+    """Data along a first dimension, before those of a parameter."""
+    return data.reshape(-1, *[1] * parameter.dim())
 
 
 def _means(name: str, support: constraints.Constraint, like: Tensor) -> Tensor:
@@ -142,12 +149,8 @@ def hmm_exponential(u: Tensor, v: Tensor, concentration: Tensor) -> None:
     theta2 = pyro.sample("theta2", dist.Dirichlet(concentration[1]))
     phi = _means("phi", constraints.positive_ordered_vector, u)
     rate = _means("lambda", constraints.positive_ordered_vector, u)
-    emission = torch.stack(
-        [
-            dist.Exponential(phi).log_prob(a) + dist.Exponential(rate).log_prob(b)
-            for a, b in zip(u, v, strict=True)
-        ]
-    )
+    emission = dist.Exponential(phi).log_prob(_at_times(u, phi))
+    emission = emission + dist.Exponential(rate).log_prob(_at_times(v, rate))
     _two_state_hmm(theta1, theta2, emission)
 
 
@@ -156,12 +159,8 @@ def hmm_normal(u: Tensor, v: Tensor, concentration: Tensor, tau: float, rho: flo
     theta2 = pyro.sample("theta2", dist.Dirichlet(concentration[1]))
     phi = _means("phi", constraints.ordered_vector, u)
     mean = _means("lambda", constraints.ordered_vector, u)
-    emission = torch.stack(
-        [
-            dist.Normal(phi, tau).log_prob(a) + dist.Normal(mean, rho).log_prob(b)
-            for a, b in zip(u, v, strict=True)
-        ]
-    )
+    emission = dist.Normal(phi, tau).log_prob(_at_times(u, phi))
+    emission = emission + dist.Normal(mean, rho).log_prob(_at_times(v, mean))
     _two_state_hmm(theta1, theta2, emission)
 
 
