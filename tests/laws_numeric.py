@@ -1,5 +1,6 @@
 """The laws of bijectors that are numbers to a stated bar, with parameters well off the start."""
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -41,7 +42,8 @@ def inverse_undoes_forward(case: Case, dtype: torch.dtype = torch.float64) -> No
     """To the bar, relative to each coordinate, unless rounding the image alone does more.
 
     That is :math:`|J^{-1}| (|y| + |J| |x|)` roundings, coordinate by coordinate. A point that
-    rounding leaves less than a digit of cannot be judged, but has to be finite.
+    rounding leaves less than a digit of cannot be judged, but has to be finite in double precision
+    (in single, one too large for the dtype on its way is left out).
     """
     for noise in NOISES:
         for dim in (1, 2, 5, 20):
@@ -52,7 +54,18 @@ def inverse_undoes_forward(case: Case, dtype: torch.dtype = torch.float64) -> No
                 (b.forward_and_log_det, b.inverse_and_log_det),
                 (b.inverse_and_log_det, b.forward_and_log_det),
             ):
-                _come_back(case, there, back, x, c)
+                held = _held(there, x, c)
+                _come_back(case, there, back, x[held], c if c is None else c[held])
+
+
+def _held(there: Direction, x: Tensor, c: Tensor | None) -> Tensor:
+    """Which points have images that the dtype can hold, with room for what leads to them."""
+    twin = getattr(copy.deepcopy(there.__self__).double(), there.__name__)
+    with torch.no_grad():
+        y, log_det = twin(x.double(), c if c is None else c.double())
+    largest = torch.finfo(x.dtype).max ** 0.5
+    held = torch.cat([y, log_det.exp()[..., None]], -1).abs() < largest
+    return held.all(-1)
 
 
 def _come_back(case: Case, there: Direction, back: Direction, x: Tensor, c: Tensor | None) -> None:
@@ -60,11 +73,16 @@ def _come_back(case: Case, there: Direction, back: Direction, x: Tensor, c: Tens
     y, log_det, slope, amplified = _rounded(there, x, c)
     with torch.no_grad():
         again, back_log_det = back(y, c)
-    assert all(v.isfinite().all() for v in (y, log_det, again, back_log_det))
+    assert all(v.isfinite().all() for v in (y, log_det))
     if ((again - x).abs() > bar * (1 + x.abs())).any():  # slopes may change in between
         amplified = torch.maximum(amplified, _rounded(there, again, c)[-1])
     may = bar * (1 + x.abs()) + amplified
     known = (may < 0.1 * (1 + x.abs())).all(-1, keepdim=True)
+    finite = again.isfinite().all(-1) & back_log_det.isfinite()
+    assert (finite | ~known[..., 0]).all() if x.dtype == torch.float32 else finite.all()
+    may, again = may[finite], again[finite]
+    x, known, slope = x[finite], known[finite], slope[finite]
+    log_det, back_log_det = log_det[finite], back_log_det[finite]
     may = torch.where(known, may, torch.inf)
     error = (again - x).abs()
     assert (error <= may).all(), f"off by {(error / (1 + x.abs())).max():.1e}"
@@ -84,7 +102,9 @@ def _rounded(
         (slope,) = torch.autograd.grad(log_det.sum(), point, materialize_grads=True)
     y, log_det = y.detach(), log_det.detach()
     size = y.abs().double()[..., None] + matrix.abs() @ x.abs().double()[..., None]
-    amplified = (torch.linalg.inv(matrix).abs() @ size)[..., 0]
+    inverse, info = torch.linalg.inv_ex(matrix)
+    inverse[info != 0] = torch.inf  # singular to double precision: nothing can be said
+    amplified = (inverse.abs() @ size)[..., 0]
     return y, log_det, slope, ROUNDINGS * torch.finfo(x.dtype).eps * amplified
 
 

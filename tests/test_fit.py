@@ -411,7 +411,7 @@ def test_every_kind_of_loss_trains(loss, optimizer):
         num_steps=100,
         loss=loss,
         optimizer=optimizer,
-        num_particles=256,
+        num_particles=None,
     )
     assert sum(fit.losses[-20:]) < sum(fit.losses[:20])
 
@@ -456,7 +456,7 @@ def test_ctrl_c_returns_the_fit_so_far():
         guide,
         model_args=(Y,),
         loss=Faulty(interrupt, lambda step: step == 30),
-        num_particles=256,
+        num_particles=None,
     )
     assert (fit.stop_reason, fit.num_steps) == ("interrupted", 29)
     assert fit.diagnostics is not None
@@ -470,7 +470,7 @@ def test_ctrl_c_before_the_first_step_is_not_swallowed():
             conjugate,
             AutoNormal(conjugate),
             model_args=(Y,),
-            num_particles=256,
+            num_particles=None,
             loss=Faulty(interrupt, lambda step: True),
         )
 
@@ -485,7 +485,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(fault, optimizer):
         model_args=(Y,),
         loss=Faulty(fault, lambda step: step % 10 == 0),
         num_steps=100,
-        num_particles=256,
+        num_particles=None,
         optimizer=optimizer,
     )
     assert (fit.num_steps, fit.num_skipped_steps) == (100, 10)
@@ -499,7 +499,7 @@ def test_outliers_of_the_gradient_are_clipped_and_counted():
         AutoNormal(conjugate),
         model_args=(Y,),
         num_steps=60,
-        num_particles=256,
+        num_particles=None,
         loss=Faulty(huge_gradient, lambda step: step == 40),
         optimizer=torch.optim.SGD,
         learning_rate=1e-3,
@@ -521,7 +521,7 @@ def test_a_fit_that_diverges_returns_the_last_good_parameters():
         guide,
         model_args=(Y,),
         loss=Faulty(poison, lambda step: step > 60),
-        num_particles=256,
+        num_particles=None,
     )
     assert fit.stop_reason == "diverged"
     assert fit.num_skipped_steps == 20
@@ -613,14 +613,14 @@ def test_nothing_is_printed_unless_asked_for(capfd):
 
 
 def test_a_sequential_model_gets_fewer_diagnostic_draws_with_a_word(monkeypatch):
-    monkeypatch.setattr("pyroflows.infer.fit._SECONDS_FOR_SEQUENTIAL_DIAGNOSTICS", 0.01)
+    monkeypatch.setattr("pyroflows.infer.diagnose._SECONDS_FOR_SEQUENTIAL_DIAGNOSTICS", 0.01)
     fit = quick(
         conjugate,
         AutoNormal(conjugate),
         model_args=(Y,),
         num_steps=3,
         loss=Trace_ELBO(num_particles=4),
-        num_particles=256,
+        num_particles=None,
         num_diagnostic_samples=1000,
     )
     assert fit.vectorized is False

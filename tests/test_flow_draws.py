@@ -186,7 +186,7 @@ def test_a_branch_is_run_one_draw_at_a_time_with_one_warning():
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("make", [AutoFlow, AutoNormal])
 def test_a_fit_by_any_loss_takes_fewer_draws_of_a_sequential_model(make, monkeypatch):
-    monkeypatch.setattr("pyroflows.infer.fit._SECONDS_FOR_SEQUENTIAL_DIAGNOSTICS", 0.01)
+    monkeypatch.setattr("pyroflows.infer.diagnose._SECONDS_FOR_SEQUENTIAL_DIAGNOSTICS", 0.01)
 
     def loss(model, guide, *args):
         found = poutine.trace(guide).get_trace(*args)

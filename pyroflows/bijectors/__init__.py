@@ -5,6 +5,7 @@ from .autoregressive import Autoregressive
 from .block_autoregressive import BlockAutoregressive
 from .continuous import Continuous
 from .coupling import Coupling
+from .dormant import Dormant
 from .elementwise import Elementwise
 from .exponential import MatrixExponential, Orthogonal
 from .linear import LULinear
@@ -22,6 +23,7 @@ __all__ = [
     "BlockAutoregressive",
     "Continuous",
     "Coupling",
+    "Dormant",
     "Elementwise",
     "FullAffine",
     "Householder",

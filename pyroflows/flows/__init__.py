@@ -10,6 +10,7 @@ from .circular import ncsf
 from .continuous import cnf
 from .couplings import nice, nsf_coupling, realnvp
 from .glow import glow
+from .hybrid import hybrid
 from .linear import affine, diagonal
 from .neural import gf, naf, unaf
 from .polynomials import bpf, sospf
@@ -29,6 +30,7 @@ __all__ = [
     "diagonal",
     "gf",
     "glow",
+    "hybrid",
     "iaf",
     "maf",
     "naf",

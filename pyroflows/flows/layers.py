@@ -10,13 +10,13 @@ __all__ = ["autoregressions", "checked_layers", "couplings"]
 
 
 def couplings(
-    dim: int, context_dim: int, num_layers: int, transformer: Transformer, network: dict
+    dim: int, context_dim: int, num_layers: int, transformer: Transformer, options: dict
 ) -> list[Bijector]:
     """Coupling layers that move other coordinates in turn."""
     masks = ("last_half", "first_half", "odd", "even")
     return [
         Coupling(
-            dim, context_dim=context_dim, mask=masks[i % 4], transformer=transformer, **network
+            dim, context_dim=context_dim, mask=masks[i % 4], transformer=transformer, **options
         )
         for i in range(checked_layers(num_layers))
     ]

@@ -57,6 +57,7 @@ class AutoFlow(AutoContinuous):
     Args:
         model: A Pyro model with continuous latents; discrete ones must be enumerated.
         flow: Name of a registered flow, or a recipe ``(dim, *, context_dim=0) -> Bijector``.
+            ``"auto"`` is ``"hybrid"``, of which ``fit_guide`` takes as much as pays.
         base: What the flow starts from: a name out of :func:`~pyroflows.available_bases`, a recipe
             ``(dim, *, context_dim=0) -> Base``, or a :class:`~pyroflows.Base`, which is trained
             with the guide. Its vectors must be real; but with a flow of angles, such as ``"ncsf"``,
@@ -96,7 +97,7 @@ class AutoFlow(AutoContinuous):
     def __init__(
         self,
         model: Callable,
-        flow: str | Flow = "nsf",
+        flow: str | Flow = "auto",
         *,
         base: str | Base | Recipe = "normal",
         outer: str | None = "auto",
@@ -107,7 +108,7 @@ class AutoFlow(AutoContinuous):
         model_kwargs: dict[str, Any] | None = None,
         **options,
     ) -> None:
-        recipe = {"flow": flow, "outer": outer, "options": options}
+        recipe = {"flow": "hybrid" if flow == "auto" else flow, "outer": outer, "options": options}
         start = {"init": init, "init_scale": init_scale, "given": init_loc_fn is not None}
         check_request(model, recipe, base, start, model_args, model_kwargs)
         super().__init__(model, init_loc_fn=or_center(init_loc_fn or init_to_center))

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..guides import AutoFlow
 from .distributed import Ranks
 from .objectives import PathELBO
+from .particles import LEAST_PARTICLES
 from .survey import guide_name, module_params
 
 __all__ = [
@@ -32,7 +33,7 @@ _FAR_TO_GO = 1000.0  # nats; from a tenth of it a fit of ordinary length arrives
 def check_numbers(
     num_steps: int | None,
     time_budget: float | None,
-    num_particles: int,
+    num_particles: int | None,
     learning_rate: float | None,
     tolerance: float,
     chunk_size: int | None,
@@ -104,8 +105,9 @@ def refuse_to_compile(compile: bool, ranks: Ranks) -> None:
         )
 
 
-def make_loss(loss: Any, num_particles: int, chunk_size: int | None, compile: bool) -> Any:
+def make_loss(loss: Any, num_particles: int | None, chunk_size: int | None, compile: bool) -> Any:
     """The loss that was asked for, and an instance where a class was given."""
+    given, num_particles = num_particles, num_particles or LEAST_PARTICLES
     options = {"chunk_size": chunk_size, "compile": compile}
     options = {name: value for name, value in options.items() if value}
     if len(options) > 1:
@@ -129,7 +131,7 @@ def make_loss(loss: Any, num_particles: int, chunk_size: int | None, compile: bo
             f"{type(loss).__name__}."
         )
     own = getattr(loss, "num_particles", num_particles)
-    if num_particles not in (256, own):
+    if given not in (None, own):
         raise ValueError(
             f"fit_guide: got num_particles={num_particles}, and a loss with num_particles={own}. "
             "Give it to the loss alone."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,8 +10,6 @@ from time import perf_counter
 from typing import Any
 
 import pyro
-import torch
-from pyro import poutine
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
@@ -20,7 +17,6 @@ from torch import Tensor, nn
 from ..arguments import check_arguments
 from ..guides import AutoFlow
 from ..guides.prototype import device_of
-from ._flow_draws import flow_draws
 from .checkpoint import Checkpoint, describe, named_tensors
 from .checks import (
     check_data,
@@ -31,10 +27,13 @@ from .checks import (
     refuse_to_compile,
     warn_of_old_start,
 )
+from .diagnose import diagnose
 from .distributed import Ranks, find_ranks
 from .draws import seeded
-from .importance import importance_diagnostics
-from .objectives import PathELBO, broadcasts
+from .muon import network_matrices
+from .objectives import PathELBO
+from .opening import Opening, is_fresh
+from .particles import fill_in_particles
 from .progress import Progress
 from .report import GuideFit
 from .restarts import refit
@@ -45,9 +44,6 @@ from .survey import guide_name, survey
 
 __all__ = ["GuideFit", "fit_guide"]
 
-_SECONDS_FOR_SEQUENTIAL_DIAGNOSTICS = 10.0
-_MIN_DIAGNOSTIC_SAMPLES = 500
-
 
 def fit_guide(
     model: Callable,
@@ -57,7 +53,7 @@ def fit_guide(
     model_kwargs: dict[str, Any] | None = None,
     num_steps: int | None = None,
     time_budget: float | None = None,
-    num_particles: int = 256,
+    num_particles: int | None = None,
     learning_rate: float | None = None,
     optimizer: Any = None,
     loss: Any = None,
@@ -92,7 +88,8 @@ def fit_guide(
             stopped improving, after 2,000 steps at most (or at the end of ``time_budget``).
         time_budget: Seconds after which the fit has to end; the decay is fitted into it. The
             diagnostics come on top. Equal seeds give equal fits only without a time budget.
-        num_particles: Draws a step.
+        num_particles: Draws a step. If not given, 1,024 for an ``AutoFlow`` whose model is run on
+            all at once and has few data, down to 256 where it has many, and for other guides.
         learning_rate: The highest of the schedule: 0.01 for Adam, or the default of the factory.
         optimizer: ``None`` for Adam; a factory such as ``torch.optim.AdamW``, called with the
             parameters; a torch optimizer; or one of Pyro's, which has no schedule but its own.
@@ -158,6 +155,8 @@ def fit_guide(
         stepper, params = _make_stepper(
             model, guide, args, kwargs, optimizer, learning_rate, loss, ranks
         )
+        if num_particles is None and explores:
+            fill_in_particles(loss, model, guide, args, kwargs)
         settings = {
             "num_steps": num_steps,
             "time_budget": time_budget,
@@ -176,7 +175,7 @@ def fit_guide(
             run.train(guide, file)
     fit = _collect(run, guide, loss, seed, ranks)
     if num_diagnostic_samples:
-        _diagnose(fit, model, args, kwargs, num_diagnostic_samples, ranks)
+        diagnose(fit, model, args, kwargs, num_diagnostic_samples, ranks)
     return _refitted(fit, given, args, kwargs) if num_restarts else fit
 
 
@@ -215,6 +214,8 @@ def _start(
     if not explores:
         return
     run.explores = True
+    evaluate = partial(loss.loss, model, guide, *args, **kwargs)
+    _open(run, guide, evaluate, file)
     loss.loss(model, guide, *args, **kwargs)
     warn_of_old_start(guide, loss.spread)
     # A posterior that moves, with the data shown or with the model's own parameters, is no fixed
@@ -223,6 +224,17 @@ def _start(
         run.weighs_tails = True
         is_built = guide._init["init"] == "auto" and not guide.report.startswith("fell back")
         run.schedule.start_from(loss.spread, is_built=is_built)
+
+
+def _open(
+    run: Run, guide: Callable, evaluate: Callable[[], float], file: Checkpoint | None
+) -> None:
+    """Begin without the parts of the flow that may not be needed, if it may end early at all."""
+    loss, is_resumed = run.loss, file is not None and file.found is not None
+    if not isinstance(guide, AutoFlow) or loss.subsampled or not run.schedule.may_end_early:
+        return
+    if run.stepper.trains_only(guide) and (is_resumed or is_fresh(guide)):
+        run.open_with(Opening(guide, evaluate, loss, run.schedule.tolerance))
 
 
 def _agreed(
@@ -276,7 +288,8 @@ def _make_stepper(
         params, shared = found.params, ranks
         return PyroStepper(optimizer, model, guide, backward, args, kwargs, params, shared), params
     evaluate = partial(backward, model, guide, *args, **kwargs)
-    stepper = TorchStepper(optimizer, learning_rate, found.params, evaluate, ranks)
+    weights = network_matrices(guide) if isinstance(guide, AutoFlow) else ()
+    stepper = TorchStepper(optimizer, learning_rate, found.params, evaluate, ranks, weights)
     return stepper, found.params
 
 
@@ -311,79 +324,7 @@ def _collect(run: Run, guide: Callable, loss: Any, seed: int | None, ranks: Rank
         vectorized=getattr(loss, "vectorized", getattr(loss, "vectorize_particles", None)),
         seed=seed,
         explored_again=run.explores and run.schedule.returned,
+        opening=run.opening_told,
         compilation=str(getattr(loss, "compiled", None) or ""),
         compile_seconds=getattr(getattr(loss, "compiled", None), "seconds", 0.0),
     )
-
-
-def _diagnose(
-    fit: GuideFit,
-    model: Callable,
-    args: tuple,
-    kwargs: dict[str, Any],
-    num_samples: int,
-    ranks: Ranks,
-) -> None:
-    """Add the diagnostics, which rank 0 makes and tells the others."""
-    if ranks.is_first:
-        _diagnose_alone(fit, model, args, kwargs, num_samples)
-    fit.diagnostics, fit.note = ranks.tell((fit.diagnostics, fit.note))
-
-
-def _diagnose_alone(
-    fit: GuideFit, model: Callable, args: tuple, kwargs: dict[str, Any], num_samples: int
-) -> None:
-    """Add the diagnostics; a fit is worth keeping even where there can be none."""
-    try:
-        if (per_draw := _seconds_of_one(fit, model, args, kwargs)) is not None:
-            affordable = int(_SECONDS_FOR_SEQUENTIAL_DIAGNOSTICS / per_draw)
-            if num_samples > (fewer := max(affordable, _MIN_DIAGNOSTIC_SAMPLES)):
-                fit.note = (
-                    f"diagnostics from {fewer} draws, not {num_samples}: the model is run for one "
-                    "at a time."
-                )
-                num_samples = fewer
-        fit.diagnostics = importance_diagnostics(
-            model,
-            fit.guide,
-            model_args=args,
-            model_kwargs=kwargs,
-            num_samples=num_samples,
-            seed=fit.seed,
-        )
-    except KeyboardInterrupt:
-        fit.note = "no diagnostics, because they were interrupted."
-    except Exception as error:  # any failure, told in full: it must not take the fit with it
-        first_line = str(error).partition("\n")[0]  # Pyro adds the shapes of every site
-        fit.note = f"no diagnostics: {type(error).__name__}: {first_line}"
-        warnings.warn(f"fit_guide: {fit.note}", stacklevel=3)
-
-
-def _seconds_of_one(
-    fit: GuideFit, model: Callable, args: tuple, kwargs: dict[str, Any]
-) -> float | None:
-    """What a draw of the diagnostics takes where the model is run for one at a time, else None."""
-    if fit.vectorized is False and not isinstance(fit.guide, AutoFlow):
-        return fit.seconds_per_step / fit.num_particles
-    with seeded(0), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the diagnostics warn
-        if _runs_together(fit.guide, model, args, kwargs):
-            return None
-        started = perf_counter()
-        with poutine.block():
-            drawn = poutine.trace(fit.guide).get_trace(*args, **kwargs)
-            again = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
-            for trace in (drawn, again):
-                trace.log_prob_sum()
-        return perf_counter() - started
-
-
-def _runs_together(guide: Callable, model: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
-    """Whether many draws take one run of the model, as far as can be told beforehand."""
-    try:
-        if isinstance(guide, AutoFlow):
-            flow = flow_draws(model, guide, args, kwargs)
-            return flow is None or flow.vectorized
-        return broadcasts(model, args, kwargs, "fit_guide")
-    except (ValueError, RuntimeError):  # a model that cannot be read may run all the same
-        return True

@@ -128,6 +128,11 @@ class PathELBO(Trace_ELBO):
         left_out = 0 if self._tally is None or self._tally.grad is None else self._tally.grad
         return self._num_nonfinite + left_out
 
+    @property
+    def log_weights(self) -> Tensor:
+        """The log of p / q of the latest draws of a flow, detached, shape ``(K)``."""
+        return self._log_weights
+
     def count_nonfinite_from(self, number: int) -> None:
         """Go on counting from a number."""
         self._num_nonfinite, self._tally = number, None
@@ -189,6 +194,13 @@ class PathELBO(Trace_ELBO):
                 density.program(number)
         elif self.vectorized is None:
             self._check_traces(model, guide, args, kwargs)
+
+    def takes_all_at_once(
+        self, model: Callable, guide: AutoFlow, args: tuple, kwargs: dict
+    ) -> bool:
+        """Whether the model is run on all draws at once, rather than on one after the other."""
+        guide._prepare(args, kwargs)
+        return self._log_density(model, guide, args, kwargs).vectorized is not False
 
     def _batch_sizes(self) -> set[int]:
         chunk = min(self.chunk_size or self.num_particles, self.num_particles)

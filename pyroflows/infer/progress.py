@@ -26,6 +26,7 @@ class Progress:
         self._schedule = schedule
         self._bar = None
         self._written_at = 0.0
+        self._steps_before = 0
         if shown:
             from tqdm.auto import tqdm
 
@@ -37,6 +38,10 @@ class Progress:
             return
         self._written_at = perf_counter()
         self._write(losses, learning_rate)
+
+    def follow(self, schedule: Schedule, steps_before: int) -> None:
+        """Go on with another schedule, after so many steps."""
+        self._schedule, self._steps_before = schedule, steps_before
 
     def resume(self, num_steps: int) -> None:
         """Go on from so many steps, which took none of this bar's time."""
@@ -62,7 +67,8 @@ class Progress:
 
     def _write(self, losses: list[float], learning_rate: float) -> None:
         mean, error = mean_and_error(losses[-_SMOOTHED_OVER:])
-        self._bar.total = self._schedule.last_step
+        last = self._schedule.last_step
+        self._bar.total = None if last is None else self._steps_before + last
         noise = "" if math.isnan(error) else f" ± {error:.2g}"
         self._bar.set_postfix_str(
             f"ELBO {-mean:.4g}{noise}, lr {learning_rate:.1e}, {self._schedule.phase}",

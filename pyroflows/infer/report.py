@@ -72,6 +72,7 @@ class GuideFit:
         num_processes: Processes that shared the steps.
         compilation: What became of ``compile=True``, and how long it took, in words.
         compile_seconds: What compiling took of ``seconds``.
+        opening: What the fit found of the flow without its couplings, in words, if it began so.
         restarts: The other fits, where ``num_restarts`` asked for some: this one is the best.
     """
 
@@ -93,6 +94,7 @@ class GuideFit:
     compilation: str = ""
     compile_seconds: float = 0.0
     restarts: tuple[Restart, ...] = ()
+    opening: str = ""
 
     @property
     def num_steps(self) -> int:
@@ -131,6 +133,7 @@ class GuideFit:
                 "The bound got worse under the path gradient: the ordinary one was used from then, "
                 "and the other tried again as the learning rate fell."
             )
+        lines += [self.opening] if self.opening else []
         lines += [self.compilation] if self.compilation else []
         lines += [f"Note: {self.note}"] if self.note else []
         lines += [self._rising_in_words()] if self._is_rising() else []

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..guides import AutoFlow
 from ..guides.again import made_again
 from .importance import ImportanceDiagnostics
+from .opening import dormant_parts
 from .report import GuideFit, Restart
 
 __all__ = ["refit"]
@@ -91,6 +92,8 @@ def _compare(fit: GuideFit, own: tuple[Tensor, Tensor], kept: tuple[Tensor, Tens
 def _take_over(guide: AutoFlow, best: AutoFlow) -> None:
     """Give the user's guide the parameters, and the modes seen, of another."""
     guide.load_state_dict(best.state_dict())
+    for own, other in zip(dormant_parts(guide), dormant_parts(best), strict=True):
+        own.awake = other.awake
     guide.report, guide.modes = best.report, best.modes
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from .checkpoint import Checkpoint, random_state, set_random_state
 from .distributed import ExchangeError, Ranks, Terminated, terminable
 from .objectives import PathELBO
+from .opening import NUM_OPENING_STEPS, Opening
 from .progress import Progress
 from .schedule import Schedule
 from .steps import Guard, Stepper
@@ -63,12 +64,24 @@ class Run:
         self.learning_rates: list[float] = []
         self.stop_reason = ""
         self.seconds = 0.0
+        self.opening_told = ""
         self._device = device
         self.ranks = ranks
         self._elapsed = 0.0
         self._checkpoint: Checkpoint | None = None
         self._mark: tuple[int, dict, Any] = (0, {}, 0)
+        self._opening: Opening | None = None
+        self._main, self._steps_before = schedule, 0
         self._tell(progress)
+
+    def open_with(self, opening: Opening) -> None:
+        """Begin with a short run of a part of the flow."""
+        self._opening = opening
+        opening.sleep()
+        self.stepper.guard.left_out |= opening.parameters
+        self._main.shorten(NUM_OPENING_STEPS)
+        self.schedule = Schedule(NUM_OPENING_STEPS, None, self._main.tolerance)
+        self.progress.follow(self.schedule, 0)
 
     def train(self, guide: Callable, checkpoint: Checkpoint | None = None) -> None:
         """Step until there is a reason to stop; go on from a file where there is one.
@@ -107,24 +120,51 @@ class Run:
             self.seconds = perf_counter() - self.started
 
     def _step(self, guide: Callable) -> None:
-        factor = self.schedule.factor(len(self.losses), self._elapsed)
+        factor = self.schedule.factor(self._steps_taken, self._elapsed)
         if self.explores:
             self.loss.score_weight = self.schedule.score_weight
             if self.loss.compiled is not None:
-                self.loss.compiled.paused = self.schedule.explores_briefly
+                opens = self._opening is not None
+                self.loss.compiled.paused = opens or self.schedule.explores_briefly
             if self.weighs_tails:
                 self.loss.tail_weight = 1.0 - self.schedule.score_weight
         loss = self.stepper.step(factor)
         self.losses.append(loss)
         self.learning_rates.append(self.stepper.learning_rate)
-        self.schedule.observe(len(self.losses), loss)
+        self.schedule.observe(self._steps_taken, loss)
         self._look_at_clock()
-        self.stop_reason = self.schedule.stop_reason(len(self.losses), self._elapsed) or ""
+        self.stop_reason = self._reason_to_stop()
         self._watch(self.stepper.guard, guide)
         self._remember()
         self.progress.update(self.losses, self.learning_rates[-1])
         if self._checkpoint is not None and self._checkpoint.due():
             self._save()
+
+    @property
+    def _steps_taken(self) -> int:
+        """Of this schedule."""
+        return len(self.losses) - self._steps_before
+
+    def _reason_to_stop(self) -> str:
+        opening, budget = self._opening, self._main.time_budget
+        if opening is None:
+            return self.schedule.stop_reason(self._steps_taken, self._elapsed) or ""
+        if not opening.is_over(self._steps_taken, self._elapsed, budget):
+            return ""
+        suffices, self.opening_told = self.ranks.tell((opening.suffices(), opening.told))
+        if suffices:
+            return "converged"
+        self._go_on(self.loss.spread)
+        return ""
+
+    def _go_on(self, spread: float | None) -> None:
+        """Go on from the opening with all of the flow."""
+        self._opening.wake()
+        self._opening, self._steps_before = None, len(self.losses)
+        self.schedule = self._main
+        self.progress.follow(self.schedule, self._steps_before)
+        if spread is not None:
+            self.schedule.start_from(spread)
 
     def _tell(self, listener: Progress | None) -> None:
         """Let the bar know of work between steps."""
@@ -169,6 +209,11 @@ class Run:
                 "seconds": perf_counter() - self.started,
                 "stop_reason": "" if self.stop_reason == "interrupted" else self.stop_reason,
                 "schedule": self.schedule.state_dict(),
+                "opening": {
+                    "is_over": self._opening is None,
+                    "steps_before": self._steps_before,
+                    "told": self.opening_told,
+                },
                 "stepper": self.stepper.state_dict(),
                 "random": self._mark[1],
                 "num_nonfinite": int(self._mark[2]),
@@ -194,6 +239,12 @@ class Run:
         self.learning_rates = list(state["learning_rates"])
         self.started = perf_counter() - state["seconds"]
         self.stop_reason = state["stop_reason"]
+        opening = state["opening"]
+        self.opening_told = opening["told"]
+        if self._opening is not None and opening["is_over"]:
+            self._go_on(None)
+        self._steps_before = opening["steps_before"]
+        self.progress.follow(self.schedule, self._steps_before)
         self.schedule.load_state_dict(state["schedule"])
         self.stepper.load_state_dict(state["stepper"])
         set_random_state(state["random"], self._device)

@@ -87,6 +87,11 @@ class Schedule:
         return "stable" if self._decay_from is None else "decay"
 
     @property
+    def may_end_early(self) -> bool:
+        """Whether nobody said how many steps there are to be."""
+        return self._may_converge
+
+    @property
     def score_weight(self) -> float:
         """The weight of the score in the gradient: one while exploring, then zero."""
         return 1.0 if self._explores else 0.0
@@ -128,6 +133,11 @@ class Schedule:
             self._height = (spread / _CLOSE) ** 2
         elif spread < _NEAR and is_built:
             self._explore_steps = _WARM_UP_STEPS
+
+    def shorten(self, num_steps: int) -> None:
+        """Leave out so many steps, which were taken before."""
+        if self.max_steps is not None:
+            self.max_steps = max(self.max_steps - num_steps, 1)
 
     def end_exploring(self) -> None:
         """Compare no losses from before with those after."""

@@ -6,7 +6,7 @@ import inspect
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .distributed import Ranks
+from .muon import MuonAdam, can_be_fused
 
 __all__ = ["Guard", "PyroStepper", "Stepper", "TorchStepper", "loss_and_grads"]
 
@@ -174,6 +175,7 @@ class TorchStepper:
         params: The tensors to train, by name.
         evaluate: Clears nothing, goes backward, returns the loss.
         ranks: The processes that share the step.
+        matrices: Those of the tensors that are weights of a flow's networks.
     """
 
     def __init__(
@@ -183,11 +185,12 @@ class TorchStepper:
         params: dict[str, Tensor],
         evaluate: Callable[[], float],
         ranks: Ranks,
+        matrices: Sequence[Tensor] = (),
     ) -> None:
         self.guard = Guard()
         self._params, self._ranks = params, ranks
         self._is_given = isinstance(optimizer, Optimizer)
-        self._optimizer = _make_optimizer(optimizer, learning_rate, params)
+        self._optimizer = _make_optimizer(optimizer, learning_rate, params, matrices)
         self.name = type(self._optimizer).__name__
         self.guard.left_out = {id(p) for p in params.values()} - self._held()
         self._evaluate = evaluate
@@ -333,12 +336,14 @@ def _make_optimizer(
     optimizer: Any,
     learning_rate: float | None,
     params: dict[str, Tensor],
-) -> Optimizer:
+    matrices: Sequence[Tensor],
+) -> Optimizer | MuonAdam:
     tensors = list(params.values())
     if optimizer is None:
-        fused = all(p.device.type in ("cpu", "cuda") for p in tensors)  # three times as fast
         rate = learning_rate or DEFAULT_LEARNING_RATE
-        return torch.optim.Adam(tensors, lr=rate, fused=fused)
+        if matrices:
+            return MuonAdam(tensors, matrices, rate)
+        return torch.optim.Adam(tensors, lr=rate, fused=can_be_fused(tensors))
     made = optimizer
     if not isinstance(made, Optimizer):
         made = optimizer(tensors) if learning_rate is None else optimizer(tensors, lr=learning_rate)

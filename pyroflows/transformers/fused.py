@@ -21,6 +21,8 @@ __all__ = [
 
 State = tuple[Tensor, ...]
 
+_FAR = 1e4  # times the limit
+
 
 class FusedTransformer(Transformer):
     r"""A transformer whose derivatives are written by hand.
@@ -191,11 +193,21 @@ def _fusible(x: Tensor, params: Tensor) -> bool:
     )
 
 
-def bounded(raw: Tensor, limit: float) -> Tensor:
-    """A smooth map onto (-limit, limit) with slope 1 at zero."""
-    return raw / (1 + (raw / limit).abs())
+def bounded(raw: Tensor, limit: float, sharpness: int = 1) -> Tensor:
+    """A smooth map onto (-limit, limit) with slope 1 at zero; the sharper, the longer it stays."""
+    if sharpness == 1:
+        return raw / (1 + (raw / limit).abs())
+    ratio = _ratio(raw, limit)
+    return limit * ratio * (1 + ratio.pow(sharpness)).pow(-1 / sharpness)
 
 
-def bounded_slope(raw: Tensor, limit: float) -> Tensor:
+def bounded_slope(raw: Tensor, limit: float, sharpness: int = 1) -> Tensor:
     """The slope of :func:`bounded`."""
-    return (1 + (raw / limit).abs()).pow(-2)
+    if sharpness == 1:
+        return (1 + (raw / limit).abs()).pow(-2)
+    return (1 + _ratio(raw, limit).pow(sharpness)).pow(-1 - 1 / sharpness)
+
+
+def _ratio(raw: Tensor, limit: float) -> Tensor:
+    """So far that the bound is reached to the last digit, and its power does not overflow."""
+    return (raw / limit).clamp(-_FAR, _FAR)

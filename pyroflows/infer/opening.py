@@ -1,0 +1,107 @@
+"""The first stage of a fit: a flow without its larger part, which may do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from ..bijectors import Dormant
+from ..guides import AutoFlow
+from ..psis import smooth_log_weights
+from .objectives import PathELBO
+
+__all__ = ["NUM_OPENING_STEPS", "Opening", "dormant_parts", "is_fresh"]
+
+NUM_OPENING_STEPS = 200
+_NUM_DRAWS = 4096
+_GOOD_K = 0.5
+_TIME_SHARE = 0.2  # of a time budget at most
+
+
+class Opening:
+    """A guide whose dormant parts sleep, and the question whether they are needed.
+
+    What the flow lacks without them is estimated by importance weights: log Z minus the ELBO, and
+    the shape of the weights' tail.
+
+    Args:
+        guide: The guide.
+        evaluate: Estimates the loss once more, for the log weights of its draws.
+        loss: The objective, which keeps these.
+        tolerance: The gap, in nats, that is not worth going on for.
+    """
+
+    def __init__(
+        self, guide: AutoFlow, evaluate: Callable[[], object], loss: PathELBO, tolerance: float
+    ) -> None:
+        self._guide, self._evaluate, self._loss = guide, evaluate, loss
+        self._tolerance = tolerance
+        self.told = ""
+
+    @property
+    def parameters(self) -> set[int]:
+        """The identities of the parameters that sleep."""
+        return {id(p) for part in dormant_parts(self._guide) for p in part.parameters()}
+
+    def sleep(self) -> None:
+        self._set(awake=False)
+
+    def wake(self) -> None:
+        self._set(awake=True)
+
+    def is_over(self, num_steps: int, elapsed: float, time_budget: float | None) -> bool:
+        late = time_budget is not None and elapsed > _TIME_SHARE * time_budget
+        return num_steps >= NUM_OPENING_STEPS or late
+
+    def suffices(self) -> bool:
+        """Whether the flow is good enough as it is; says why."""
+        gap, shape = self._judge()
+        several = len(self._guide.modes) > 1
+        good = gap <= self._tolerance and shape <= _GOOD_K and not several
+        found = f"{gap:.2g} nat below log Z with a k-hat of {shape:.2f}"
+        if good:
+            self.told = (
+                f"The flow stays without its couplings, which could gain no more than "
+                f"{self._tolerance:g} nat: its ELBO is {found}."
+            )
+        else:
+            self.told = f"Couplings were added to the flow, whose ELBO was {found} without them."
+        return good
+
+    def _judge(self) -> tuple[float, float]:
+        weights = []
+        for _ in range(math.ceil(_NUM_DRAWS / self._loss.num_particles)):
+            self._evaluate()
+            weights.append(self._loss.log_weights.double().cpu())
+        weights = torch.cat(weights)
+        finite = weights[torch.isfinite(weights)]
+        if len(finite) < len(weights) or len(finite) < 2:
+            return math.inf, math.inf
+        smoothed, shape = smooth_log_weights(finite)
+        log_z = smoothed.logsumexp(0) - math.log(len(finite))
+        return float(log_z - finite.mean()), shape
+
+    def _set(self, *, awake: bool) -> None:
+        for part in dormant_parts(self._guide):
+            part.awake = awake
+
+
+def dormant_parts(guide: AutoFlow) -> list[Dormant]:
+    """The parts of a guide that can be left out."""
+    return [m for m in guide.modules() if isinstance(m, Dormant)]
+
+
+@torch.no_grad()
+def is_fresh(guide: AutoFlow) -> bool:
+    """Whether a guide has parts that can be left out, and these are the identity so far."""
+    parts = dormant_parts(guide)
+    points = torch.linspace(-2, 2, 5, dtype=guide.dtype, device=guide.device)[:, None]
+    for part in parts:
+        x = points.expand(-1, part.dim)
+        moved, log_det = part.bijector.forward_and_log_det(x)
+        tiny = 64 * torch.finfo(x.dtype).eps
+        if bool((moved - x).abs().max() > tiny) or bool(log_det.abs().max() > tiny * part.dim):
+            return False
+    return bool(parts)

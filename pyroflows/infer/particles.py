@@ -1,0 +1,36 @@
+"""How many draws a step takes where nobody says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pyro import poutine
+from torch import Tensor
+
+from ..guides import AutoFlow
+from .objectives import PathELBO
+
+__all__ = ["LEAST_PARTICLES", "fill_in_particles"]
+
+LEAST_PARTICLES = 256
+_MOST_PARTICLES = 1024
+_NUMBERS = 2**22  # that the likelihood of all draws may take together
+
+
+def fill_in_particles(
+    loss: PathELBO, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]
+) -> None:
+    """Let a step take as many draws as cost little more than the fewest do."""
+    if not isinstance(guide, AutoFlow) or not loss.takes_all_at_once(model, guide, args, kwargs):
+        return
+    affordable = _NUMBERS // max(_num_observed(model, args, kwargs), 1)
+    power = 2 ** (affordable.bit_length() - 1) if affordable else 0
+    loss.num_particles = min(max(power, LEAST_PARTICLES), _MOST_PARTICLES)
+
+
+def _num_observed(model: Callable, args: tuple, kwargs: dict[str, Any]) -> int:
+    with poutine.block():
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+    values = [trace.nodes[name]["value"] for name in trace.observation_nodes]
+    return sum(value.numel() if isinstance(value, Tensor) else 1 for value in values)
