@@ -59,6 +59,14 @@ def test_draws_of_peers_are_scored_on_the_coordinates_of_the_model():
         assert not torch.equal(peer.moments()["scale"][0], peer.moments(weighted=False)["scale"][0])
 
 
+def test_a_row_depends_on_its_seed_alone():
+    fits = []
+    for before in (1, 2):
+        torch.manual_seed(before)
+        fits.append(fit_and_judge(prior_of_two_supports, "nsf", num_steps=2, num_samples=50))
+    assert fits[0].elbo == fits[1].elbo
+
+
 def test_peers_take_as_long_as_ours_and_leave_no_setting_behind():
     options = ["--smoke", "--targets", "gaussian_very_far", "--flows", "affine", "--peers"]
     before = torch.get_default_dtype()

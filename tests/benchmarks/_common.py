@@ -84,6 +84,7 @@ def fit_and_judge(
 ) -> Judged:
     """Fit one guide at defaults and weight its draws by Pareto smoothed importance sampling."""
     pyro.clear_param_store()
+    pyro.set_rng_seed(seed)  # of the guide's networks and of the draws, which fit_guide leaves be
     start = time.perf_counter()
     guide = pf.AutoFlow(model, flow, model_args=model_args)
     fit = pf.fit_guide(
