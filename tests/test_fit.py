@@ -744,3 +744,17 @@ def test_a_guide_fitted_to_other_data_says_that_it_has_far_to_go():
         fit_guide(model, guide, model_args=(y + 0.1,), **options)
     with pytest.warns(UserWarning, match=r"fitted before, .* spread over .*make a new guide"):
         fit_guide(model, guide, model_args=(y + 100,), **options)
+
+
+def test_the_number_of_draws_is_found_for_a_flat_prior_too():
+    """It cannot be drawn from."""
+
+    def model(y):
+        mu = pyro.sample("mu", dist.ImproperUniform(constraints.real, (), ()))
+        with pyro.plate("n", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    guide = AutoFlow(model, "affine", model_args=(Y,))
+    fit = fit_guide(model, guide, model_args=(Y,), num_steps=3, seed=0, progress_bar=False)
+    assert fit.num_particles == 1024
+    assert fit.diagnostics.verdict == "usable"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from pyro import poutine
 from torch import Tensor
 
@@ -24,13 +25,14 @@ def fill_in_particles(
     """Let a step take as many draws as cost little more than the fewest do."""
     if not isinstance(guide, AutoFlow) or not loss.takes_all_at_once(model, guide, args, kwargs):
         return
-    affordable = _NUMBERS // max(_num_observed(model, args, kwargs), 1)
+    affordable = _NUMBERS // max(_num_observed(model, guide, args, kwargs), 1)
     power = 2 ** (affordable.bit_length() - 1) if affordable else 0
     loss.num_particles = min(max(power, LEAST_PARTICLES), _MOST_PARTICLES)
 
 
-def _num_observed(model: Callable, args: tuple, kwargs: dict[str, Any]) -> int:
-    with poutine.block():
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
+def _num_observed(model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> int:
+    with poutine.block(), torch.no_grad():
+        drawn = poutine.trace(guide).get_trace(*args, **kwargs)  # a flat prior cannot be drawn from
+        trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
     values = [trace.nodes[name]["value"] for name in trace.observation_nodes]
     return sum(value.numel() if isinstance(value, Tensor) else 1 for value in values)
