@@ -89,6 +89,35 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch, capsys):
     assert "left out: zuko: not installed" in capsys.readouterr().out
 
 
+def test_a_peer_that_cannot_begin_has_a_row(monkeypatch):
+    def refuse(posterior, watch) -> None:
+        watch.start()
+        raise ValueError("no start")
+
+    monkeypatch.setattr(_peers_guides, "PEERS", {"peer": refuse})
+    ours = fit_and_judge(prior_of_two_supports, "affine", num_steps=3)
+    ((_, judged),) = judge_peers(ours, prior_of_two_supports)
+    assert judged.problem == "ValueError: no start"
+    assert judged.verdict["pareto_k"] == math.inf
+    assert math.isnan(judged.moments()["scale"][0])
+
+
+def flat_priors() -> None:
+    """With a plate of the data alone."""
+    positive = dist.constraints.positive
+    mean, sd = (pyro.sample(n, dist.ImproperUniform(positive, (), ())) for n in ("mean", "sd"))
+    with pyro.plate("data", 20):
+        pyro.sample("y", dist.Normal(mean, sd), obs=torch.linspace(3.0, 7.0, 20))
+
+
+@pytest.mark.usefixtures("_steps")
+def test_peers_begin_under_flat_priors():
+    ours = fit_and_judge(flat_priors, "affine", num_steps=3)
+    for _, peer in judge_peers(ours, flat_priors):
+        assert peer.problem is None
+        assert abs(peer.moments()["mean"][0] - 5.0) < 1.0
+
+
 def test_a_peer_that_fails_later_is_scored_as_it_stood(monkeypatch):
     def fail(posterior, watch) -> None:
         watch.start()

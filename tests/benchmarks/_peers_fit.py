@@ -156,10 +156,10 @@ def pyro_svi(posterior: Posterior, watch: Watch, *, guide: str, rate: float) -> 
     import pyro
     from pyro.infer import SVI
 
-    from tests.benchmarks._peers_pyro import GUIDES, vectorized_elbo
+    from tests.benchmarks._peers_pyro import pyro_guide, vectorized_elbo
 
     watch.start()
-    guide = GUIDES[guide](posterior.model, posterior.dim)
+    guide = pyro_guide(guide, posterior.model, posterior.dim)
     elbo = vectorized_elbo(posterior.model, guide, _NUM_PARTICLES)
     pyro.enable_validation(False)
     svi = SVI(posterior.model, guide, pyro.optim.Adam({"lr": rate}), elbo)

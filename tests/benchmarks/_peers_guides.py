@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -37,10 +38,6 @@ PEERS: dict[str, Callable[[Posterior, Deadline], object]] = {
 def add_peers_option(parser: argparse.ArgumentParser) -> None:
     words = f"fit {', '.join(PEERS)} beside each of ours, for as long as it took"
     parser.add_argument("--peers", action="store_true", help=words)
-
-
-class PeerError(RuntimeError):
-    """A peer cannot take a single step on a model."""
 
 
 @dataclass
@@ -87,9 +84,10 @@ def judge_peers(
         dtype = guide.get_posterior().rsample().dtype
     for name in PEERS:
         try:
-            with default_dtype(dtype), pyro.validation_enabled(False):
+            with default_dtype(dtype), pyro.validation_enabled(False), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a loss that is NaN, at each step: the row says
                 judged = _judge(name, ours, posterior, num_samples, seed)
-        except (ImportError, PeerError) as error:
+        except ImportError as error:
             print(f"left out: {name}: {problem(error)}")
         else:
             yield name, judged
@@ -105,10 +103,12 @@ def _judge(name: str, ours: Judged, posterior: Posterior, num_samples: int, seed
         raise
     except Exception as error:  # whatever ends a peer's fit is its result
         failed = problem(error)
-        if not deadline.steps:
-            raise PeerError(failed) from error
     seconds = deadline.seconds
-    weighed = weigh(posterior.log_density, deadline.draw, num_samples)
+    nothing = torch.full((1, posterior.dim), math.nan), torch.zeros(1)
+    draw = deadline.draw if deadline.steps else lambda n: nothing
+    weighed = weigh(posterior.log_density, draw, num_samples)
+    if math.isnan(weighed["elbo"]):
+        failed = failed or "draws are not numbers"
     draws = ours.fit.guide.unpack(weighed.pop("u"))
     smoothed, shape = smooth_log_weights(weighed.pop("log_weights")[:CHUNK])
     weights = smoothed.softmax(0)

@@ -53,6 +53,7 @@ MAIN = [
 MEAN_BAR, SD_BAR = 0.05, 0.05
 WEIGHTED_BAR = {"pareto_k": 0.7, "mean_error": MEAN_BAR, "sd_error": SD_BAR}
 RAW_BAR = {"pareto_k": 0.5, "raw_mean_error": MEAN_BAR, "raw_sd_error": SD_BAR}
+_NAMED = 8  # of those that miss a bar
 
 
 class Database:
@@ -162,7 +163,7 @@ def summary(rows: Sequence[dict[str, object]]) -> Iterator[str]:
         for bars in (WEIGHTED_BAR, RAW_BAR):
             missed = {row["posterior"] for row in of_flow if not _meets(row, bars)}
             told = ", ".join(f"{name} <= {bar}" for name, bar in bars.items())
-            which = f"; not {', '.join(sorted(missed))}" if missed else ""
+            which = f"; not {', '.join(sorted(missed))}" if 0 < len(missed) <= _NAMED else ""
             yield f"  {len(names) - len(missed)} of {len(names)}: {told}{which}"
 
 
@@ -175,7 +176,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     default = os.environ.get(PATH_VARIABLE)
     parser.add_argument("--path", type=Path, default=default, help=f"or ${PATH_VARIABLE}")
     parser.add_argument("--posteriors", nargs="+", default=MAIN, metavar="NAME", help="or 'all'")
-    parser.add_argument("--flows", nargs="+", default=["nsf"], metavar="NAME", help="or 'all'")
+    parser.add_argument("--flows", nargs="+", default=["auto"], metavar="NAME", help="or 'all'")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--num-steps", type=int, help="default: that of fit_guide")
     parser.add_argument("--float64", action="store_true", help="data and guide in float64")

@@ -1,6 +1,6 @@
 """Fits targets whose truth is known, at the defaults of ``fit_guide``, and measures the distance.
 
-    python -m tests.benchmarks.targets                            # every target, nsf, seed 0
+    python -m tests.benchmarks.targets                            # every target, seed 0
     python -m tests.benchmarks.targets --targets sine_ring --seeds 0 1 2
     python -m tests.benchmarks.targets --targets gaussians --flows all
     python -m tests.benchmarks.targets --path folder-of-data      # those with data files too
@@ -229,7 +229,7 @@ def _row(name: str, flow: str, seed: int, judged: Judged) -> dict[str, object]:
 def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), metavar="NAME")
-    parser.add_argument("--flows", nargs="+", default=["nsf"], metavar="NAME", help="or 'all'")
+    parser.add_argument("--flows", nargs="+", default=["auto"], metavar="NAME", help="or 'all'")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--num-steps", type=int, help="default: that of fit_guide")
     parser.add_argument("--path", type=Path, help="folder of the data files")
