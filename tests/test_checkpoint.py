@@ -131,7 +131,7 @@ def test_a_fit_that_converges_stops_where_it_would_have(tmp_path, monkeypatch):
     alone = fit(model, new(model, "affine"), **options)
     assert alone.stop_reason == "converged"
     guide, path = new(model, "affine"), tmp_path / "fit.pt"
-    for stop_at in (130, 200):
+    for stop_at in (300, 350):
         fit(model, guide, stop_at=stop_at, monkeypatch=monkeypatch, checkpoint=path, **options)
     again = fit(model, new(model, "affine"), checkpoint=path, **options)
     assert again.losses == alone.losses

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..arguments import check_arguments
 from ..guides import AutoFlow
 from ..guides.prototype import device_of
+from .average import Average
 from .checkpoint import Checkpoint, describe, named_tensors
 from .checks import (
     check_data,
@@ -171,6 +172,8 @@ def fit_guide(
         bar = Progress(progress_bar and ranks.is_first, guide_name(guide), schedule)
         run = Run(stepper, schedule, bar, started, loss, device_of(guide, args, kwargs), ranks)
         with pyro.validation_enabled(False):  # the survey ran under it; NaN is now to be skipped
+            run.params = params
+            run.races = explores and learning_rate is None and optimizer is None
             _start(run, model, guide, args, kwargs, explores, file)
             run.train(guide, file)
     fit = _collect(run, guide, loss, seed, ranks)
@@ -214,7 +217,9 @@ def _start(
     if not explores:
         return
     run.explores = True
-    evaluate = partial(loss.loss, model, guide, *args, **kwargs)
+    run.evaluate_anew = evaluate = partial(loss.loss, model, guide, *args, **kwargs)
+    run.races = run.races and run.schedule.may_end_early and isinstance(guide, AutoFlow)
+    run.average = Average(run.params, device_of(guide, args, kwargs))
     _open(run, guide, evaluate, file)
     loss.loss(model, guide, *args, **kwargs)
     warn_of_old_start(guide, loss.spread)
@@ -222,8 +227,14 @@ def _start(
     # target; and the model's parameters have the ELBO's gradient, no other.
     if not loss.subsampled and run.stepper.trains_only(guide):
         run.weighs_tails = True
-        is_built = guide._init["init"] == "auto" and not guide.report.startswith("fell back")
-        run.schedule.start_from(loss.spread, is_built=is_built)
+        run.schedule.start_from(loss.spread, is_built=_is_built(guide))
+
+
+def _is_built(guide: Callable) -> bool:
+    """Whether a guide starts with the shape of the posterior, not just somewhere in it."""
+    if not isinstance(guide, AutoFlow):
+        return False
+    return guide._init["init"] == "auto" and not guide.report.startswith("fell back")
 
 
 def _open(
@@ -325,6 +336,8 @@ def _collect(run: Run, guide: Callable, loss: Any, seed: int | None, ranks: Rank
         seed=seed,
         explored_again=run.explores and run.schedule.returned,
         opening=run.opening_told,
+        race_factor=run.race_factor,
+        averaging_gain=run.averaging_gain,
         compilation=str(getattr(loss, "compiled", None) or ""),
         compile_seconds=getattr(getattr(loss, "compiled", None), "seconds", 0.0),
     )

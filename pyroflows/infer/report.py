@@ -72,6 +72,9 @@ class GuideFit:
         num_processes: Processes that shared the steps.
         compilation: What became of ``compile=True``, and how long it took, in words.
         compile_seconds: What compiling took of ``seconds``.
+        race_factor: The factor on the learning rate that won the race of step sizes.
+        averaging_gain: What the mean of the parameters over the last steps gained on the last
+            ones, in nats of ELBO; zero where the last ones were kept.
         opening: What the fit found of the flow without its couplings, in words, if it began so.
         restarts: The other fits, where ``num_restarts`` asked for some: this one is the best.
     """
@@ -95,6 +98,8 @@ class GuideFit:
     compile_seconds: float = 0.0
     restarts: tuple[Restart, ...] = ()
     opening: str = ""
+    race_factor: float = 1.0
+    averaging_gain: float = 0.0
 
     @property
     def num_steps(self) -> int:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import warnings
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from .average import Average
 from .checkpoint import Checkpoint, random_state, set_random_state
 from .distributed import ExchangeError, Ranks, Terminated, terminable
 from .objectives import PathELBO
 from .opening import NUM_OPENING_STEPS, Opening
 from .progress import Progress
+from .race import hold_race
 from .schedule import Schedule
 from .steps import Guard, Stepper
 from .survey import guide_name
@@ -23,6 +27,7 @@ __all__ = ["Run"]
 
 _PATIENCE_AT_START = 10  # steps without a finite loss before the fit is given up
 _PATIENCE = 20  # the same later on
+_NUM_EVALUATIONS = 4
 _STEPS_TO_MEET_ALL_PARAMS = 5
 
 
@@ -71,6 +76,12 @@ class Run:
         self._checkpoint: Checkpoint | None = None
         self._mark: tuple[int, dict, Any] = (0, {}, 0)
         self._opening: Opening | None = None
+        self.races, self.race_factor = False, 1.0
+        self.average: Average | None = None
+        self.averaging_gain = 0.0
+        self.params: dict[str, Tensor] = {}
+        self.evaluate_anew: Callable[[], float] = lambda: math.nan
+        self._held_out = random_state(device)
         self._main, self._steps_before = schedule, 0
         self._tell(progress)
 
@@ -102,6 +113,9 @@ class Run:
 
     def _go(self, guide: Callable) -> None:
         try:
+            if self._opening is None and not self.losses:
+                self._race()
+                self._remember()
             while not self.stop_reason:
                 self._step(guide)
         except KeyboardInterrupt:
@@ -120,7 +134,19 @@ class Run:
             self.seconds = perf_counter() - self.started
 
     def _step(self, guide: Callable) -> None:
-        factor = self.schedule.factor(self._steps_taken, self._elapsed)
+        self.advance()
+        self._look_at_clock()
+        self.stop_reason = self._reason_to_stop()
+        self._average()
+        self._watch(self.stepper.guard, guide)
+        self._remember()
+        self.progress.update(self.losses, self.learning_rates[-1])
+        if self._checkpoint is not None and self._checkpoint.due():
+            self._save()
+
+    def advance(self, factor: float = 1.0) -> None:
+        """Take a step, with a factor on its size."""
+        factor = factor * self.schedule.factor(self._steps_taken, self._elapsed)
         if self.explores:
             self.loss.score_weight = self.schedule.score_weight
             if self.loss.compiled is not None:
@@ -132,13 +158,6 @@ class Run:
         self.losses.append(loss)
         self.learning_rates.append(self.stepper.learning_rate)
         self.schedule.observe(self._steps_taken, loss)
-        self._look_at_clock()
-        self.stop_reason = self._reason_to_stop()
-        self._watch(self.stepper.guard, guide)
-        self._remember()
-        self.progress.update(self.losses, self.learning_rates[-1])
-        if self._checkpoint is not None and self._checkpoint.due():
-            self._save()
 
     @property
     def _steps_taken(self) -> int:
@@ -155,6 +174,7 @@ class Run:
         if suffices:
             return "converged"
         self._go_on(self.loss.spread)
+        self._race()
         return ""
 
     def _go_on(self, spread: float | None) -> None:
@@ -165,6 +185,57 @@ class Run:
         self.progress.follow(self.schedule, self._steps_before)
         if spread is not None:
             self.schedule.start_from(spread)
+
+    def _race(self) -> None:
+        """Find the step size, unless it was given."""
+        if not self.races:
+            return
+        self.progress.begin("a race of step sizes")
+        self.race_factor = hold_race(self)
+        self.schedule.scale(self.race_factor)
+
+    def _average(self) -> None:
+        """Count the parameters in the mean over the end of the fit, and take it if it is better."""
+        if self.average is None:
+            return
+        if self.schedule.is_settling(self._steps_taken, self._elapsed):
+            self.average.add()
+        if self.stop_reason in ("converged", "num_steps", "time_budget"):
+            self.averaging_gain = self.ranks.tell(self.average.settle(self.evaluate_anew))
+
+    # -- there and back, for the race ----------------------------------------------------------
+
+    @torch.no_grad()
+    def snapshot(self) -> dict[str, Any]:
+        """All that steps change."""
+        return {
+            "params": {name: p.detach().clone() for name, p in self.params.items()},
+            "stepper": copy.deepcopy(self.stepper.state_dict()),
+            "schedule": copy.deepcopy(self.schedule.state_dict()),
+            "random": random_state(self._device),
+            "losses": list(self.losses),
+            "learning_rates": list(self.learning_rates),
+        }
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to where a snapshot was taken."""
+        for name, p in self.params.items():
+            p.copy_(state["params"][name])
+        # an optimizer goes on with the very tensors that it is given
+        self.stepper.load_state_dict(copy.deepcopy(state["stepper"]))
+        self.schedule.load_state_dict(copy.deepcopy(state["schedule"]))
+        set_random_state(state["random"], self._device)
+        self.losses[:], self.learning_rates[:] = state["losses"], state["learning_rates"]
+
+    def evaluate(self) -> float:
+        """Estimate the loss from draws that are the same each time."""
+        now = random_state(self._device)
+        set_random_state(self._held_out, self._device)
+        try:
+            return sum(self.evaluate_anew() for _ in range(_NUM_EVALUATIONS)) / _NUM_EVALUATIONS
+        finally:
+            set_random_state(now, self._device)
 
     def _tell(self, listener: Progress | None) -> None:
         """Let the bar know of work between steps."""
@@ -215,6 +286,8 @@ class Run:
                     "told": self.opening_told,
                 },
                 "stepper": self.stepper.state_dict(),
+                "average": self.average and self.average.state_dict(),
+                "race_factor": self.race_factor,
                 "random": self._mark[1],
                 "num_nonfinite": int(self._mark[2]),
             }
@@ -247,6 +320,9 @@ class Run:
         self.progress.follow(self.schedule, self._steps_before)
         self.schedule.load_state_dict(state["schedule"])
         self.stepper.load_state_dict(state["stepper"])
+        self.race_factor = state["race_factor"]
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         set_random_state(state["random"], self._device)
         if self.draws_apart:
             self.ranks.part_ways()

@@ -17,6 +17,7 @@ _EXPLORE_FRACTION = 0.3  # of a run at most
 _BRIEF = 100  # steps
 _DECAY_FRACTION = 0.3  # of a run whose length is known
 _DECAY_PER_STEP = 0.5  # of the steps so far, in a run that stops when it has converged
+_SETTLING = 0.5  # of the decay
 _WINDOW = 100
 _FLAT_WINDOWS = 3
 _WATCH_WINDOW = 50
@@ -138,6 +139,14 @@ class Schedule:
         """Leave out so many steps, which were taken before."""
         if self.max_steps is not None:
             self.max_steps = max(self.max_steps - num_steps, 1)
+
+    def scale(self, factor: float) -> None:
+        """Change the learning rate from here on."""
+        self._height *= factor
+
+    def is_settling(self, step: int, elapsed: float) -> bool:
+        """Whether the last steps have come, small and smaller."""
+        return self._decayed(step, elapsed) >= _SETTLING
 
     def end_exploring(self) -> None:
         """Compare no losses from before with those after."""

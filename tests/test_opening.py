@@ -1,0 +1,245 @@
+"""A fit begins without the larger part of its flow, and adds it where that pays."""
+
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+
+from pyroflows import AutoFlow, energy_model, fit_guide
+from pyroflows.infer.average import Average
+from pyroflows.infer.opening import NUM_OPENING_STEPS, dormant_parts
+from pyroflows.infer.race import FACTORS, hold_race
+
+Y = torch.tensor([1.0, 2.0, 3.0])
+SMALL = {"num_layers": 2, "hidden_dims": (8,), "num_bins": 4}
+quick = partial(fit_guide, progress_bar=False, seed=0, num_diagnostic_samples=0)
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+
+
+def normal(y):
+    loc = pyro.sample("loc", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(loc, 1.0).to_event(1), obs=y)
+
+
+def banana():
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(0.5 * x**2, 0.3))
+
+
+def guide_of(model, *args, **options):
+    return AutoFlow(model, model_args=args, **SMALL | options)
+
+
+def is_awake(guide):
+    return [part.awake for part in dormant_parts(guide)]
+
+
+# -- whether the rest is needed ----------------------------------------------------------------
+
+
+def test_a_gaussian_posterior_takes_no_couplings():
+    guide = guide_of(normal, Y)
+    fit = quick(normal, guide, model_args=(Y,))
+    assert (fit.num_steps, fit.stop_reason) == (NUM_OPENING_STEPS, "converged")
+    assert is_awake(guide) == [False]
+    assert "stays without its couplings" in str(fit)
+
+
+def test_a_bent_posterior_takes_them():
+    guide = guide_of(banana)
+    fit = quick(banana, guide, time_budget=4.0)
+    assert fit.num_steps > NUM_OPENING_STEPS / 2
+    assert is_awake(guide) == [True]
+    assert "Couplings were added to the flow, whose ELBO was" in str(fit)
+
+
+def test_two_modes_seen_take_them_however_well_one_is_held():
+    def two(x):
+        return torch.logaddexp(-0.5 * (x - 20).square().sum(-1), -0.5 * (x + 20).square().sum(-1))
+
+    guide = guide_of(energy_model(two, dim=2))
+    assert len(guide.modes) >= 2
+    quick(energy_model(two, dim=2), guide, time_budget=3.0)
+    assert is_awake(guide) == [True]
+
+
+@pytest.mark.parametrize("options", [{"num_steps": 20}, {"loss": Trace_ELBO}])
+def test_with_steps_or_a_loss_given_all_of_the_flow_is_trained(options):
+    guide = guide_of(normal, Y)
+    fit = quick(normal, guide, model_args=(Y,), **{"num_steps": 20} | options)
+    assert is_awake(guide) == [True]
+    assert fit.opening == ""
+
+
+def test_what_was_fitted_before_stays_awake():
+    guide = guide_of(banana)
+    quick(banana, guide, num_steps=20)
+    fit = quick(banana, guide, time_budget=1.0)
+    assert is_awake(guide) == [True]
+    assert fit.opening == ""
+
+
+def test_no_warning_of_parameters_that_sleep(recwarn):
+    quick(normal, guide_of(normal, Y), model_args=(Y,))
+    assert not [w for w in recwarn if "receive no gradient" in str(w.message)]
+
+
+@pytest.mark.parametrize("cut_at", [120, 260])
+def test_a_fit_cut_short_goes_on_to_the_same_numbers(cut_at, tmp_path, monkeypatch):
+    """In the opening, and after the race that follows it."""
+    options = {"num_particles": 16, "tolerance": 10.0, "checkpoint": tmp_path / "fit.pt"}
+
+    def fit(**more):
+        torch.manual_seed(0)
+        pyro.clear_param_store()
+        guide = guide_of(banana)
+        return quick(banana, guide, **options | more), guide
+
+    whole, left_alone = fit(checkpoint=None)
+    steps = []
+    step = torch.optim.Adam.step
+
+    def cut(self, *args, **kwargs):
+        steps.append(1)
+        if len(steps) > cut_at:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", cut)
+        first, _ = fit()
+    assert first.stop_reason == "interrupted"
+    again, resumed = fit()
+    assert again.losses == whole.losses
+    pairs = zip(resumed.parameters(), left_alone.parameters(), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
+
+
+# -- how many draws ----------------------------------------------------------------------------
+
+
+def many_data(y):
+    loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(loc[..., 0, None], 1.0), obs=y)
+
+
+def branching(y):
+    loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    if loc[0] > 0:  # a batch cannot be asked this
+        pass
+    pyro.sample("y", dist.Normal(loc.sum(-1), 1.0), obs=y)
+
+
+@pytest.mark.parametrize(("number", "expected"), [(10, 1024), (8_000, 512), (20_000, 256)])
+def test_a_step_takes_fewer_draws_of_a_model_with_many_data(number, expected):
+    y = torch.zeros(number)
+    fit = quick(many_data, guide_of(many_data, y), model_args=(y,), num_steps=1)
+    assert fit.num_particles == expected
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_step_takes_few_draws_of_other_guides_and_of_models_run_one_by_one():
+    y = torch.tensor(1.0)
+    one_by_one = quick(branching, guide_of(branching, y), model_args=(y,), num_steps=1)
+    assert (one_by_one.vectorized, one_by_one.num_particles) == (False, 256)
+    assert quick(normal, AutoNormal(normal), model_args=(Y,), num_steps=1).num_particles == 256
+
+
+def test_the_number_of_draws_that_is_given_is_taken():
+    fit = quick(normal, guide_of(normal, Y), model_args=(Y,), num_steps=1, num_particles=7)
+    assert fit.num_particles == 7
+
+
+# -- the race of step sizes --------------------------------------------------------------------
+
+
+class Slope:
+    """Steps of some size down to zero, which none may pass."""
+
+    def __init__(self, height, size):
+        self.height, self.size, self.steps = height, size, []
+
+    def snapshot(self):
+        return self.height, list(self.steps)
+
+    def restore(self, state):
+        self.height, self.steps = state[0], list(state[1])
+
+    def advance(self, factor):
+        self.steps.append(factor)
+        self.height -= factor * self.size
+
+    def evaluate(self):
+        return abs(self.height)
+
+
+@pytest.mark.parametrize(("height", "factor"), [(300.0, 3.0), (100.0, 1.0), (33.0, 1 / 3)])
+def test_the_step_size_that_gets_farthest_wins(height, factor):
+    slope = Slope(height, 1.0)
+    assert hold_race(slope) == factor
+    assert slope.steps == [factor] * 100
+
+
+def test_a_race_cut_short_leaves_no_trace():
+    slope = Slope(100.0, 1.0)
+
+    def cut(factor):
+        if len(slope.steps) == 30:
+            raise KeyboardInterrupt
+        Slope.advance(slope, factor)
+
+    slope.advance = cut
+    with pytest.raises(KeyboardInterrupt):
+        hold_race(slope)
+    assert (slope.height, slope.steps) == (100.0, [])  # no lap was whole
+
+
+def test_a_fit_races_unless_a_learning_rate_is_given():
+    flow = {"flow": "nsf", "num_layers": 1, "hidden_dims": (4,)}
+    guide = AutoFlow(banana, model_args=(), **flow)
+    raced = quick(banana, guide, num_particles=16, tolerance=10.0)
+    assert raced.race_factor in FACTORS
+    assert len(raced.losses) == len(raced.learning_rates)
+    assert max(raced.learning_rates) <= 0.01 * max(FACTORS)
+    guide = AutoFlow(banana, model_args=(), **flow)
+    given = quick(banana, guide, num_particles=16, learning_rate=0.02, time_budget=1.0)
+    assert given.race_factor == 1
+
+
+# -- the mean of the iterates ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [0.0, 4.0])
+def test_the_mean_is_taken_where_it_is_better(target):
+    x = torch.zeros(2)
+    average = Average({"x": x}, x.device)
+    for value in (-2.0, 0.0, 2.0, 4.0):  # their mean is one, the last is four
+        x.fill_(value)
+        average.add()
+    before = (x - target).square().sum().item()
+    gain = average.settle(lambda: (x - target).square().sum().item())
+    expected = 1.0 if target == 0 else 4.0
+    assert torch.equal(x, torch.full((2,), expected))
+    assert gain == before - (x - target).square().sum().item()
+
+
+def test_the_mean_goes_on_from_a_file():
+    x = torch.tensor([1.0])
+    average = Average({"x": x}, x.device)
+    average.add()
+    again = Average({"x": x}, x.device)
+    again.load_state_dict(average.state_dict())
+    x.fill_(3.0)
+    again.add()
+    again.settle(lambda: (x - 2).abs().item())
+    assert x.item() == 2.0
