@@ -20,6 +20,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tests.benchmarks._peers_targets import POSTERIORS, Posterior
 from tests.benchmarks._peers_worker import CLOCKS, limit_threads, problem
@@ -121,14 +122,12 @@ def pyroflows(posterior: Posterior, watch: Watch, **options: object) -> dict[str
     watch.draw = lambda n: guide.unregistered_posterior().rsample_and_log_prob((n,))
     watch.look()
 
-    def adam(parameters: list[Tensor], lr: float) -> torch.optim.Adam:
-        optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
-        optimizer.register_step_post_hook(lambda *_: watch.look())
-        return optimizer
-
-    # The default optimizer and its rate, with a hook.
-    watched = {"optimizer": adam, "learning_rate": 1e-2, "progress_bar": False, "seed": 0}
-    fit = pf.fit_guide(posterior.model, guide, **watched, **options)
+    # After every step of whatever optimizer is the default.
+    hook = register_optimizer_step_post_hook(lambda *_: watch.look())
+    try:
+        fit = pf.fit_guide(posterior.model, guide, progress_bar=False, seed=0, **options)
+    finally:
+        hook.remove()
     seconds = watch.seconds
     effective = fit.diagnostics.ess * fit.diagnostics.num_samples
     if effective < EFFECTIVE_DRAWS:
