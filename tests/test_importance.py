@@ -531,12 +531,14 @@ def test_the_shape_is_printed_with_its_error():
     report = importance_diagnostics(model, guide, seed=0)
     assert math.isfinite(report.pareto_k_se)
     assert f"± {report.pareto_k_se:.2f}" in str(report)
+    assert f"of weighted means at most {report.marginal_k:.2f} ('x')" in str(report)
 
 
 def test_a_mean_that_hangs_on_few_draws_is_not_trusted():
     numbers = {"num_nonfinite": 0, "num_samples": 4000, "good_k": 0.7, "pareto_k": 0.65}
     numbers |= {"missed": 0.0, "log_z_se": 0.01, "ess": 0.8, "log_z": 0.0, "elbo": -0.1}
-    draws = SimpleNamespace(point_masses=(), flat=None, num_outside=0)
+    numbers |= {"lacking": math.nan}
+    draws = SimpleNamespace(point_masses=(), flat=None, num_outside=0, beyond=0.0)
     still = Moved(0.0, "", 1.0, "", 1.0, "", 1.0, "")
     for marginal_k, expected in [(0.68, "reweight"), (0.74, "do not trust")]:
         own = numbers | {"marginal_k": marginal_k, "marginal_k_at": "tau"}

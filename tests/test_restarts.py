@@ -123,3 +123,13 @@ def test_a_bound_that_rises_when_the_rate_falls_is_told():
     assert "still rose by 1" in str(fit)
     flat = pf.GuideFit(pair, [7.0] * 400, rates, 1.0, "num_steps", 8)
     assert "still rose" not in str(flat)
+
+
+def test_a_bound_that_rises_to_the_end_of_a_short_fit_is_told():
+    guide = pf.AutoFlow(pair, "affine", init="point")
+    fit = pf.fit_guide(pair, guide, num_steps=20, seed=0, progress_bar=False)
+    assert fit.diagnostics.verdict == "do not trust"
+    assert "The bound still rose by" in str(fit)
+    rates = [0.01] * 14 + [0.001] * 6
+    noise = torch.randn(20, generator=torch.Generator().manual_seed(0)).tolist()
+    assert "still rose" not in str(pf.GuideFit(pair, noise, rates, 1.0, "num_steps", 8))

@@ -53,14 +53,13 @@ class FlowDraws:
         return values, self.log_p(u) - log_det, exactly(log_q) - log_det
 
     def widened(self, num: int) -> Tensor:
-        """Return log weights ``(num,)`` of other draws, with widened noise."""
+        """Weigh other draws, with widened noise, as :class:`GuideDraws` has them: ``(num, 2)``."""
         dim, like = self._guide.latent_dim, self._guide.get_base_dist().mean
         wide = Widened({"": dim}, num)
         noise = wide.noise(torch.Size((num, dim)), like, 0)
         u, log_det = self._guide.unregistered_posterior().bijector.forward_and_log_det(noise)
         log_q = -0.5 * noise.square().sum(-1) - 0.5 * dim * math.log(2 * math.pi) - log_det
-        log_weights = self.log_p(u) - exactly(log_q) - wide.log_ratio()
-        return finite_or_zero(log_weights)
+        return wide.weigh(finite_or_zero(self.log_p(u) - exactly(log_q)))
 
     @property
     def density(self) -> LogDensity:

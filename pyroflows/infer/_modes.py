@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ..guides import AutoFlow
 from ..guides.gaussians import Start
+from ..latents import Latents
 from ..log_density import LogDensity
 
-__all__ = ["ModeDraws", "draw_modes", "where_defined"]
+__all__ = ["ModeDraws", "draw_modes", "draws_around", "place_in_words", "where_defined"]
 
 _DRAWS_PER_MODE = 512
 _DRAWS_PER_MODE_ONE_BY_ONE = 32
@@ -75,9 +76,7 @@ def draw_modes(
     if not isinstance(guide, AutoFlow) or not guide.modes:
         return None
     number = _DRAWS_PER_MODE if vectorized else _DRAWS_PER_MODE_ONE_BY_ONE
-    u = torch.cat([_draw(mode, number) for mode in guide.modes])
-    log_mixture = torch.stack([_log_prob(mode, u) for mode in guide.modes]).logsumexp(0)
-    log_mixture = log_mixture - math.log(len(guide.modes))
+    u, log_mixture, index = draws_around(guide.modes, number)
     method = "auto" if vectorized else "loop"
     log_density = LogDensity(model, guide.latents, args, kwargs, method=method)
     points = u.to(guide.device, guide.dtype)
@@ -87,9 +86,19 @@ def draw_modes(
     return ModeDraws(
         log_masses=log_p - log_mixture,
         log_weights=log_p - log_q,
-        index=torch.arange(len(guide.modes)).repeat_interleave(number),
-        places=tuple(_place(guide, mode, center) for mode in guide.modes),
+        index=index,
+        places=tuple(place_in_words(guide.latents, mode, center, points) for mode in guide.modes),
     )
+
+
+def draws_around(
+    modes: Sequence[Start], number: int = _DRAWS_PER_MODE
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return points around modes, the log density of their mixture, and the mode of each point."""
+    u = torch.cat([_draw(mode, number) for mode in modes])
+    log_mixture = torch.stack([_log_prob(mode, u) for mode in modes]).logsumexp(0)
+    index = torch.arange(len(modes)).repeat_interleave(number)
+    return u, log_mixture - math.log(len(modes)), index
 
 
 def where_defined(log_density: LogDensity, points: Tensor) -> Tensor:
@@ -130,13 +139,13 @@ def _log_prob(mode: Start, u: Tensor) -> Tensor:
     return constant - log_det - (df + dim) / 2 * (white.square().sum(-1) / df).log1p()
 
 
-def _place(guide: AutoFlow, mode: Start, center: Tensor) -> str:
+def place_in_words(latents: Latents, mode: Start, center: Tensor, like: Tensor) -> str:
     """The latents in which a mode is farthest from the guide's center, and their values there."""
     peak = mode.loc if mode.mode is None else mode.mode
-    far = ((peak - center) / mode.scale).abs()
-    reach = {site.name: float(part.max()) for site, part in guide.latents.split(far) if site.size}
+    far = ((peak.cpu() - center) / mode.scale).abs()
+    reach = {site.name: float(part.max()) for site, part in latents.split(far) if site.size}
     named = sorted(reach, key=lambda name: -reach[name])[:_SITES_NAMED]
-    values = guide.unpack(peak.to(guide.device, guide.dtype))
+    values, _ = latents.constrain(peak.to(like), skip_jacobian=True)
     return ", ".join(f"'{name}' = {_numbers(values[name].flatten().tolist())}" for name in named)
 
 

@@ -65,10 +65,18 @@ class Widened(Messenger):
             msg["value"] = self._draw(msg["fn"], self.offsets[msg["name"]])
             msg["done"] = True
 
-    def log_ratio(self) -> Tensor:
-        """Return the log of c(e) of the draws made, float64 on the CPU, shape ``(num,)``."""
+    def weigh(self, log_weights: Tensor) -> Tensor:
+        """Weigh the draws made by the mixture, beside their weights under the guide alone.
+
+        Args:
+            log_weights: log p - log q of the guide, float64 on the CPU, shape ``(num,)``.
+
+        Returns:
+            Log weights by the mixture and those given, shape ``(num, 2)``.
+        """
         widened = torch.cat(self._ratios, -1).logsumexp(-1) - math.log(self.total * len(_SCALES))
-        return torch.logaddexp(widened, torch.zeros_like(widened)) - math.log(2)
+        log_ratio = torch.logaddexp(widened, torch.zeros_like(widened)) - math.log(2)
+        return torch.stack([log_weights - log_ratio, log_weights], -1)
 
     def _draw(self, fn: dist.Distribution, offset: int) -> Tensor:
         if isinstance(fn, dist.Independent):

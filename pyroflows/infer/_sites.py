@@ -89,8 +89,11 @@ class GuideDraws:
         marginalized: discrete latents summed out.
         subsampled: plates of which model or guide sees a part only.
         vectorized: whether all draws went through model and guide together.
-        modes: draws around the modes that the guide's start found; None where it found no two.
+        probe_alone: log weights of those other draws under the guide alone, or None likewise.
+        modes: draws around the modes that the guide's start found, or that were looked for here;
+            None where there were no two, or no search.
         flat: latents along which the log density does not fall off; None if it does all ways tried.
+        beyond: share of the posterior, or more, outside the support of the guide.
     """
 
     sites: dict[str, Site]
@@ -107,8 +110,10 @@ class GuideDraws:
     marginalized: tuple[str, ...]
     subsampled: dict[str, tuple[int, int]]
     vectorized: bool
+    probe_alone: Tensor | None = None
     modes: ModeDraws | None = None
     flat: str | None = None
+    beyond: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,10 @@ _TOO_NARROW = 1.75
 _MAX_MISSED = 0.05
 # The same for a mode of its own: a hundredth that lies far off moves means and scales by much.
 _MAX_MISSED_MODE = 0.01
+# Posterior mass where the guide has less than half of the density that it should have. So much, five
+# standard deviations out, moves a mean by 0.025 and a standard deviation by 6 %: a heavy tail of the
+# weights has no more in it.
+_MAX_LACKING = 0.005
 _FAR = 1e15
 _CHECKED_NUMBERS = 2**26
 
@@ -108,13 +112,29 @@ def judge(
         moved: how far weighting moves the latent coordinates.
         missed_modes: modes that these draws never reach: where, and the share of Z.
     """
-    reasons = _reasons_against(draws, numbers, moved) + reasons_of_modes(missed_modes)
-    if reasons:
-        return "do not trust", tuple(reasons)
-    reasons = _reasons_to_reweight(draws, numbers, moved)
-    if reasons:
-        return "reweight", tuple(reasons)
-    return "usable", ("raw and weighted draws agree in every latent coordinate",)
+    of_shape, is_grave = _reasons_of_shape(numbers)
+    against = _reasons_against(draws, numbers, moved) + reasons_of_modes(missed_modes)
+    apart = _reasons_to_reweight(draws, numbers, moved)
+    agree = "raw and weighted draws agree in every latent coordinate"
+    if of_shape and not against and not apart and _is_light(numbers):
+        told = (
+            f"the weights have a heavy tail, k-hat {numbers['pareto_k']:.2f}, but little is in it: "
+            f"{numbers['lacking']:.2%} of the posterior lies where the guide has less than half of "
+            f"its density (bar {_MAX_LACKING:.1%})"
+        )
+        return "usable", (agree, told)
+    against += of_shape if is_grave else []
+    if against:
+        return "do not trust", tuple(against)
+    if of_shape or apart:
+        return "reweight", (*of_shape, *apart)
+    return "usable", (agree,)
+
+
+def _is_light(numbers: dict[str, Any]) -> bool:
+    """Whether widened draws found next to nothing in the tail of the weights."""
+    is_known = max(numbers["pareto_k"], numbers["marginal_k"]) < math.inf
+    return is_known and numbers["lacking"] <= _MAX_LACKING
 
 
 def _reasons_against(draws: GuideDraws, numbers: dict[str, float], moved: Moved) -> list[str]:
@@ -133,7 +153,13 @@ def _reasons_against(draws: GuideDraws, numbers: dict[str, float], moved: Moved)
             f"the posterior does not fall off along {draws.flat}, even 16 standard deviations of "
             "the guide away: it is improper, or the guide covers a small part of it"
         )
-    reasons += _reasons_of_shape(numbers)
+    if size < 25:
+        reasons.append(f"{size} draws are too few for a verdict: use 1000 or more")
+    if draws.beyond > _MAX_MISSED_MODE:
+        reasons.append(
+            f"at least {draws.beyond:.0%} of the posterior lies outside the support of the guide "
+            f"(bar {_MAX_MISSED_MODE:.0%})"
+        )
     if moved.largest > _TOO_NARROW:
         reasons.append(
             f"weighting widens '{moved.largest_at}' {moved.largest:.1f}-fold (bar {_TOO_NARROW}): "
@@ -151,23 +177,25 @@ def _reasons_against(draws: GuideDraws, numbers: dict[str, float], moved: Moved)
     return reasons
 
 
-def _reasons_of_shape(numbers: dict[str, Any]) -> list[str]:
-    """What the tails of the weights say against a guide, all of them or a coordinate's."""
+def _reasons_of_shape(numbers: dict[str, Any]) -> tuple[list[str], bool]:
+    """What the tails of the weights say, all of them or a coordinate's, and whether it is grave."""
     size, shape, good = numbers["num_samples"], numbers["pareto_k"], numbers["good_k"]
     if size < 25:
-        return [f"{size} draws are too few for a verdict: use 1000 or more"]
+        return [], False
     if shape > good:
         return [
             f"k-hat {shape:.2f} exceeds {good:.2f}: a few draws carry the weight, so even log Z is "
             "not known"
-        ]
+        ], True
     if numbers["marginal_k"] > good:
         return [
             f"k-hat of the mean of '{numbers['marginal_k_at']}' is {numbers['marginal_k']:.2f}, "
             f"above {good:.2f}: its largest values carry the largest weights, so its weighted mean "
             "is not known"
-        ]
-    return []
+        ], True
+    if shape > _USABLE_K:
+        return [f"k-hat {shape:.2f} (bar {_USABLE_K})"], False
+    return [], False
 
 
 def reasons_of_modes(missed: Sequence[tuple[str, float]]) -> list[str]:
@@ -188,8 +216,6 @@ def _reasons_to_reweight(draws: GuideDraws, numbers: dict[str, float], moved: Mo
     reasons, size = [], numbers["num_samples"]
     if draws.num_outside:
         reasons.append(f"{draws.num_outside} of {size} draws lie outside the model's support")
-    if numbers["pareto_k"] > _USABLE_K:
-        reasons.append(f"k-hat {numbers['pareto_k']:.2f} (bar {_USABLE_K})")
     if numbers["ess"] < _USABLE_ESS:
         reasons.append(f"ESS {100 * numbers['ess']:.3g} % of the draws (bar {_USABLE_ESS:.0%})")
     gap = numbers["log_z"] - numbers["elbo"]

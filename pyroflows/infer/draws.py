@@ -6,7 +6,6 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -18,8 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..guides.posterior import FlowDistribution
-from ._flat import flat_direction
-from ._flow_draws import FlowDraws, flow_draws
+from ._flow_draws import FlowDraws, finite_or_zero, flow_draws
 from ._log_prob import (
     PARTICLES,
     LogDensities,
@@ -29,8 +27,8 @@ from ._log_prob import (
     num_outside_support,
     per_draw,
 )
-from ._modes import draw_modes
 from ._probe import Widened, noise_size
+from ._search import look_around
 from ._seeding import seeded
 from ._sites import (
     GuideDraws,
@@ -101,10 +99,7 @@ def draw_from_guide(
         parts, vectorized = run.all(num_samples, batch_size, keep)
         probe = run.probe(num_samples, batch_size, vectorized)
         draws = run.collect(parts, vectorized, probe)
-        if run.flow is None:
-            return draws
-        known = (model, guide, run.args, run.kwargs, run.flow.vectorized)
-        return replace(draws, modes=draw_modes(*known), flat=flat_direction(*known))
+        return look_around(run, draws) if run.complete else draws
 
 
 class _Run:
@@ -265,7 +260,7 @@ class _Run:
         return part
 
     def probe(self, num_samples: int, batch_size: int | None, vectorized: bool) -> Tensor | None:
-        """Weigh draws with widened noise; None where the guide's noise is not known."""
+        """Weigh draws with widened noise, twice; None where the guide's noise is not known."""
         sizes = {n: noise_size(node["fn"]) for n, node in samples(self.guide_trace)}
         sizes = {name: size for name, size in sizes.items() if size}
         if not self.complete or not sizes:
@@ -290,9 +285,8 @@ class _Run:
         single_q, single_p = self.single
         log_q = log_densities(guide_trace, num, single_q).total
         log_p = log_densities(model_trace, num, single_p, marginal=bool(self.marginalized)).total
-        log_weights = log_p - log_q - widened.log_ratio()
         outside = num_outside_support(model_trace, self.latents, num)
-        return log_weights.masked_fill(outside | ~log_weights.isfinite(), -math.inf)
+        return widened.weigh(finite_or_zero((log_p - log_q).masked_fill(outside, -math.inf)))
 
     def _latents_only(self, num: int | None) -> Part:
         with self._particles(num):
@@ -376,7 +370,8 @@ class _Run:
             predictive=join("predictive"),
             log_p=torch.cat([p.log_p for p in parts]) if self.complete else None,
             log_q=torch.cat([p.log_q for p in parts]) if self.complete else None,
-            probe=probe,
+            probe=None if probe is None else probe[:, 0],
+            probe_alone=None if probe is None else probe[:, 1],
             rounding=self.rounding,
             num_outside=sum(part.num_outside for part in parts),
             point_masses=tuple(n for n in self.latents if self._is_constant(n, values)),

@@ -63,8 +63,10 @@ class ImportanceDiagnostics:
         sd_ratio: smallest and largest ratio of weighted to raw standard deviation of these scores.
         missed: share of Z found by draws with widened noise where the guide's own do not go;
             NaN where the guide is not made of normal noise.
-        missed_modes: modes that the guide's start climbed to and its draws never reach: where each
-            is, and its share of Z.
+        lacking: share of Z where the guide has less than half of the density that it should have,
+            by the same draws, two standard errors added; NaN likewise.
+        missed_modes: modes that the guide's start climbed to, or that were looked for on behalf of
+            another guide, and that its draws never reach: where each is, and its share of Z.
         vectorized: whether the draws went through the model together.
     """
 
@@ -83,6 +85,7 @@ class ImportanceDiagnostics:
     mean_shift: float = 0.0
     sd_ratio: tuple[float, float] = (1.0, 1.0)
     missed: float = math.nan
+    lacking: float = math.nan
     missed_modes: tuple[tuple[str, float], ...] = ()
     vectorized: bool = True
     pareto_k_se: float = math.nan
@@ -94,7 +97,7 @@ class ImportanceDiagnostics:
             ("ELBO", f"{_number(self.elbo)} ± {self.elbo_se:.2g}"),
             ("log Z", f"{_number(self.log_z)} ± {self.log_z_se:.2g}"),
             ("gap", f"{self.log_z - self.elbo:.3g} nat" if self._has_gap() else "unknown"),
-            ("k-hat", f"{self._k_in_words()} (good up to {self.good_k:.2f})"),
+            ("k-hat", self._k_in_words()),
             ("ESS", f"{100 * self.ess:.3g} % of {self.num_samples} draws"),
             ("verdict", self.verdict),
         )
@@ -104,7 +107,13 @@ class ImportanceDiagnostics:
 
     def _k_in_words(self) -> str:
         error = f" ± {self.pareto_k_se:.2f}" if math.isfinite(self.pareto_k_se) else ""
-        return f"{self.pareto_k:.2f}{error}"
+        good = f" (good up to {self.good_k:.2f})"
+        return f"{self.pareto_k:.2f}{error}{good}{self._marginal_in_words()}"
+
+    def _marginal_in_words(self) -> str:
+        if not math.isfinite(self.marginal_k):
+            return ""
+        return f"; of weighted means at most {self.marginal_k:.2f} ('{self.marginal_k_at}')"
 
     def _advice(self) -> str:
         lost = reasons_of_modes(self.missed_modes)
@@ -225,6 +234,7 @@ def diagnose(draws: GuideDraws) -> ImportanceDiagnostics:
         "num_samples": size,
         "num_nonfinite": num_nonfinite,
         "missed": _missed(draws, log_z),
+        "lacking": _lacking(draws, log_z),
     }
     modes = [] if draws.modes is None else draws.modes.missed(log_z, size)
     verdict, reasons = judge(draws, numbers | {"marginal_k_at": marginal_k_at}, moved, modes)
@@ -269,6 +279,14 @@ def _missed(draws: GuideDraws, log_z: float) -> float:
         return math.nan
     wider = float(draws.probe.logsumexp(0)) - math.log(len(draws.probe))
     return abs(math.expm1(min(log_z - wider, 0.0))) if wider > -math.inf else 0.0
+
+
+def _lacking(draws: GuideDraws, log_z: float) -> float:
+    """Share of Z where the guide has less than half the density, two standard errors added."""
+    if draws.probe is None or log_z == -math.inf:
+        return math.nan
+    found = (draws.probe - log_z).exp() * (draws.probe_alone > log_z + math.log(2))
+    return float(found.sum() + 2 * found.square().sum().sqrt()) / len(found)
 
 
 def rounding_tolerance(draws: GuideDraws) -> float:

@@ -13,6 +13,7 @@ from .survey import guide_name
 __all__ = ["GuideFit", "Restart"]
 
 _RISING = 0.05  # nats in 100 steps
+_FEWEST = 5  # losses that have a mean and an error to compare
 
 _REASONS = {
     "converged": "converged",
@@ -151,13 +152,13 @@ class GuideFit:
         """What the bound still gained over 100 steps, in nats, and its standard error.
 
         Of the last steps before the learning rate began to fall, as the fall itself always gains;
-        NaN where these are fewer than forty.
+        NaN where these are fewer than ten.
         """
         highest = max(self.learning_rates, default=0.0)
         full = [i for i, rate in enumerate(self.learning_rates) if rate >= highest]
         steady = self.losses[full[0] : full[-1] + 1] if full else []
         half = min(100, len(steady) // 2)
-        if half < 20:
+        if half < _FEWEST:
             return math.nan, math.nan
         before, error_before = mean_and_error(steady[-2 * half : -half])
         after, error_after = mean_and_error(steady[-half:])
