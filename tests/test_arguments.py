@@ -71,7 +71,7 @@ GUIDES = {
         TypeError,
         r"takes no 'context_dim': a recipe is called as \(dim, context_dim=0",
     ),
-    "option": ({"num_layer": 2}, TypeError, "'nsf' takes no option 'num_layer': it takes num_l"),
+    "option": ({"num_layer": 2}, TypeError, "'hybrid' takes no option 'num_layer': it takes num_l"),
     "base": ({"base": "studentt"}, ValueError, r"Unknown base 'studentt'.*mean 'student_t'"),
     "base's context": (
         {"base": lambda dim: pf.bases.StudentT(dim)},

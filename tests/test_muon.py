@@ -23,6 +23,18 @@ def test_a_step_turns_all_directions_alike(shape):
     assert (weight * weight.grad).sum() < 0
 
 
+@pytest.mark.parametrize("size", [1e-39, 1e-25, 1e25])
+def test_a_step_is_as_long_whatever_the_size_of_the_gradient(size):
+    """Small ones, whose squares are zero, are what is left where a fit has arrived."""
+    torch.manual_seed(0)
+    weight = torch.zeros(5, 8, requires_grad=True)
+    weight.grad = size * torch.randn(5, 8)
+    Muon([weight], lr=1.0).step()
+    lengths = torch.linalg.svdvals(weight.detach()) / (0.2 * 8**0.5)
+    assert SINGULAR[0] < lengths.min()
+    assert lengths.max() < SINGULAR[1]
+
+
 def test_a_zero_gradient_moves_nothing():
     weight = torch.ones(3, 4, requires_grad=True)
     weight.grad = torch.zeros(3, 4)

@@ -64,7 +64,8 @@ def test_no_matrix_of_all_dimensions_is_made(outer, kind):
     model = energy_model(correlated(dim)[0], dim) if kind == "energy" else hierarchical(dim)
     with Sizes() as sizes:
         guide = AutoFlow(model, "realnvp", outer=outer)
-        fit_guide(model, guide, num_steps=3, progress_bar=False, num_diagnostic_samples=0)
+        options = {"num_particles": 256, "num_diagnostic_samples": 0}  # draws by dimensions: few
+        fit_guide(model, guide, num_steps=3, progress_bar=False, **options)
     assert 100 * dim < sizes.largest < dim * dim, (sizes.shape, sizes.op)
 
 

@@ -70,6 +70,7 @@ def _orthogonal(matrices: Tensor) -> Tensor:
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if is_tall else matrices
     tiny = torch.finfo(x.dtype).tiny
+    x = x / x.abs().amax((-2, -1), keepdim=True).clamp_min(tiny)  # the squares of small ones are 0
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(tiny)
     a, b, c = _COEFFICIENTS
     for _ in range(_ITERATIONS):
