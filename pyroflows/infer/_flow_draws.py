@@ -16,12 +16,13 @@ from tqdm.auto import tqdm
 from ..guides import AutoFlow
 from ..log_density import LogDensity
 from ._modes import where_defined
-from ._probe import Widened
+from ._probe import Widened, heaviest_direction
 
 __all__ = ["FlowDraws", "exactly", "finite_or_zero", "flow_draws"]
 
 _NUMBERS_PER_PASS = 2**24
 _TRIES = 8
+_SCOUTS = 2000  # draws that tell in which direction weights grow
 
 
 class FlowDraws:
@@ -55,11 +56,16 @@ class FlowDraws:
     def widened(self, num: int) -> Tensor:
         """Weigh other draws, with widened noise, as :class:`GuideDraws` has them: ``(num, 2)``."""
         dim, like = self._guide.latent_dim, self._guide.get_base_dist().mean
-        wide = Widened({"": dim}, num)
-        noise = wide.noise(torch.Size((num, dim)), like, 0)
+        noise = torch.randn(min(num, _SCOUTS), dim, dtype=like.dtype, device=like.device)
+        direction = heaviest_direction(noise, self._weigh(noise).to(noise.device))
+        wide = Widened({"": dim}, num, direction)
+        return wide.weigh(self._weigh(wide.noise(torch.Size((num, dim)), like, 0)))
+
+    def _weigh(self, noise: Tensor) -> Tensor:
+        """Log weights under the guide of draws made of this noise."""
         u, log_det = self._guide.unregistered_posterior().bijector.forward_and_log_det(noise)
-        log_q = -0.5 * noise.square().sum(-1) - 0.5 * dim * math.log(2 * math.pi) - log_det
-        return wide.weigh(finite_or_zero(self.log_p(u) - exactly(log_q)))
+        log_q = -0.5 * (noise.square().sum(-1) + noise.shape[-1] * math.log(2 * math.pi)) - log_det
+        return finite_or_zero(self.log_p(u) - exactly(log_q))
 
     @property
     def density(self) -> LogDensity:

@@ -1,4 +1,4 @@
-"""Look for mass where a guide seldom goes: draws whose noise is widened one coordinate at a time.
+"""Look for mass where a guide seldom goes: draws whose noise is widened.
 
 Importance weights of a guide's own draws say nothing of what lies beyond them: a flow whose tail
 falls off too early in one direction looks exact. Widened draws reach there, and are weighted by
@@ -17,9 +17,12 @@ from torch import Tensor
 
 from ..guides.posterior import FlowDistribution
 
-__all__ = ["Widened", "noise_size"]
+__all__ = ["Widened", "heaviest_direction", "noise_size"]
 
-_SCALES = (2.0, 4.0)
+_OWN = [1.0, 1.0]  # no change, for half of the draws
+_SCALES = [2.0, 4.0]
+_JOINT_SCALES = [1.4, 3.0]
+_ALONG = 2  # the kind of draws widened along a direction, after those by one and by all coordinates
 
 
 def noise_size(fn: dist.Distribution) -> int:
@@ -34,31 +37,43 @@ def noise_size(fn: dist.Distribution) -> int:
 
 
 class Widened(Messenger):
-    r"""Draw sites of a guide from normal noise that is widened in one coordinate.
+    r"""Draw sites of a guide from normal noise that is widened.
 
-    Half of the draws are the guide's own. In the others one of D coordinates, at random, has its
-    noise multiplied by a scale s, at random. The density of the mixture is the guide's times
+    Half of the draws are the guide's own. The others, each kind as often as any, have one of D
+    coordinates, all of them, or one direction v, multiplied by a scale s at random. The density
+    of the mixture is the guide's times
 
-    .. math:: c(e) = \tfrac12 + \tfrac12 \operatorname{mean}_{s, j}
-        \mathcal N(e_j; 0, s^2) / \mathcal N(e_j; 0, 1).
+    .. math:: c(e) = \tfrac12 + \tfrac12 \operatorname{mean} \Big[
+        \operatorname{mean}_{s, j} \frac{\mathcal N(e_j; 0, s^2)}{\mathcal N(e_j; 0, 1)},
+        \operatorname{mean}_s \frac{\mathcal N(e; 0, s^2 I)}{\mathcal N(e; 0, I)},
+        \operatorname{mean}_s \frac{\mathcal N(v^T e; 0, s^2)}{\mathcal N(v^T e; 0, 1)} \Big].
+
+    So the weights are at most twice the guide's own, and bounded where only those have a tail.
+
+    References:
+        Owen, Zhou (2000). Safe and effective importance sampling. JASA 95.
 
     Args:
         sizes: by site, how many coordinates of noise it has.
         num: number of draws, or None for one without a particle axis.
+        direction: a unit vector v of all the noise of a guide with one site; None for none.
     """
 
-    def __init__(self, sizes: dict[str, int], num: int | None) -> None:
+    def __init__(
+        self, sizes: dict[str, int], num: int | None, direction: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.count = num or 1
-        self.offsets, total = {}, 0
+        self.offsets, self.direction, total = {}, direction, 0
         for name, size in sizes.items():
             self.offsets[name] = total
             total += size
         self.total = total
         self.chosen = torch.randint(total, (self.count,))
-        pool = torch.tensor([1.0] * len(_SCALES) + list(_SCALES))
-        self.scales = pool[torch.randint(len(pool), (self.count,))]
-        self._ratios: list[Tensor] = []
+        self.kind = torch.randint(_ALONG if direction is None else _ALONG + 1, (self.count,))
+        pools = torch.tensor([_OWN + _SCALES, _OWN + _JOINT_SCALES, _OWN + _SCALES])
+        self.scales = pools[self.kind, torch.randint(pools.shape[1], (self.count,))]
+        self._noise: list[Tensor] = []
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if msg["name"] in self.offsets and not msg["done"] and msg["value"] is None:
@@ -74,7 +89,14 @@ class Widened(Messenger):
         Returns:
             Log weights by the mixture and those given, shape ``(num, 2)``.
         """
-        widened = torch.cat(self._ratios, -1).logsumexp(-1) - math.log(self.total * len(_SCALES))
+        noise = torch.cat(self._noise, -1)
+        kinds = [
+            _log_ratios(noise**2, _SCALES, 1).logsumexp(-1) - math.log(self.total),
+            _log_ratios((noise**2).sum(-1), _JOINT_SCALES, self.total),
+        ]
+        if self.direction is not None:
+            kinds.append(_log_ratios((noise @ self.direction.to(noise)) ** 2, _SCALES, 1))
+        widened = torch.stack(kinds).logsumexp(0) - math.log(len(kinds))
         log_ratio = torch.logaddexp(widened, torch.zeros_like(widened)) - math.log(2)
         return torch.stack([log_weights - log_ratio, log_weights], -1)
 
@@ -98,13 +120,30 @@ class Widened(Messenger):
         """Draw the noise of one site, whose coordinates begin at ``offset``."""
         flat = torch.randn(shape, dtype=like.dtype, device=like.device).reshape(self.count, -1)
         place = self.chosen - offset
-        rows = ((place >= 0) & (place < flat.shape[1])).nonzero()[:, 0]
-        flat[rows, place[rows]] *= self.scales[rows].to(like)
-        self._ratios.append(_log_ratios(flat.to(torch.float64)).cpu())
+        is_here = (self.kind == 0) & (place >= 0) & (place < flat.shape[1])
+        rows, scales = is_here.nonzero()[:, 0], self.scales.to(like)
+        flat[rows, place[rows]] *= scales[rows]
+        flat[self.kind == 1] *= scales[self.kind == 1, None]
+        if self.direction is not None:
+            way, rows = self.direction.to(like), self.kind == _ALONG
+            longer = (scales[rows] - 1) * (flat[rows] @ way)
+            flat[rows] += longer[:, None] * way
+        self._noise.append(flat.to("cpu", torch.float64))
         return flat.reshape(shape)
 
 
-def _log_ratios(noise: Tensor) -> Tensor:
-    """Log N(e; 0, s^2) / N(e; 0, 1), summed over scales, shape of the noise."""
-    terms = [0.5 * noise**2 * (1 - s**-2) - math.log(s) for s in _SCALES]
-    return torch.stack(terms).logsumexp(0)
+def _log_ratios(squares: Tensor, scales: list[float], dim: int) -> Tensor:
+    """Log of the mean over scales of N(e; 0, s^2 I) / N(e; 0, I), from squared lengths of e."""
+    terms = [0.5 * squares * (1 - s**-2) - dim * math.log(s) for s in scales]
+    return torch.stack(terms).logsumexp(0) - math.log(len(scales))
+
+
+def heaviest_direction(noise: Tensor, log_weights: Tensor) -> Tensor:
+    """The direction in which the noise of the draws that weigh most is longest, a unit vector.
+
+    Args:
+        noise: noise of draws, shape ``(N, D)``.
+        log_weights: their log weights under the guide, shape ``(N,)``.
+    """
+    heavy = noise[log_weights.argsort()[-max(len(noise) // 100, 1) :]].double()
+    return torch.linalg.svd(heavy, full_matrices=False).Vh[0]

@@ -31,9 +31,9 @@ _TOO_NARROW = 1.75
 _MAX_MISSED = 0.05
 # The same for a mode of its own: a hundredth that lies far off moves means and scales by much.
 _MAX_MISSED_MODE = 0.01
-# Posterior mass where the guide has less than half of the density that it should have. So much, five
-# standard deviations out, moves a mean by 0.025 and a standard deviation by 6 %: a heavy tail of the
-# weights has no more in it.
+# Posterior mass where the guide has less than half of the density that it should have. So much,
+# five standard deviations out, moves a mean by 0.025 and a standard deviation by 6 %: a heavy tail
+# of the weights has no more in it.
 _MAX_LACKING = 0.005
 _FAR = 1e15
 _CHECKED_NUMBERS = 2**26
