@@ -33,7 +33,7 @@ def hybrid(
     bound: float = 8.0,
     activation: Activation = "silu",
 ) -> Bijector:
-    """Spline and affine couplings, then a layer with log-scales linear in the coordinates before.
+    """Couplings, then a layer of linear shifts and log-scales: for posteriors, `auto`.
 
     The last layer is a funnel's, and with an affine map after it what skews a posterior at first
     order; the couplings add the rest. Half of these are splines in up to 16 dimensions, none above.

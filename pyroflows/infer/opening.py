@@ -16,7 +16,7 @@ __all__ = ["NUM_OPENING_STEPS", "Opening", "dormant_parts", "is_fresh"]
 
 NUM_OPENING_STEPS = 200
 _NUM_DRAWS = 4096
-_GOOD_K = 0.5
+_GOOD_K = 0.7  # of so few draws it is known to a tenth or two
 _TIME_SHARE = 0.2  # of a time budget at most
 
 
