@@ -92,6 +92,9 @@ def test_a_guide_far_from_the_only_mode_is_told_where_it_is():
     report = importance_diagnostics(model, guide, seed=0, num_samples=1000)
     assert report.verdict == "do not trust"
     assert report.missed_modes[0][0].startswith("'x' = 100")
+    text = " ".join(str(report).split())
+    assert "Fit longer" in text
+    assert "one guide for each mode" not in text  # it holds none of them
 
 
 def test_a_user_who_chose_where_a_flow_starts_is_not_told_of_elsewhere():

@@ -19,6 +19,7 @@ from .draws import GuideDraws, draw_from_guide
 __all__ = ["ImportanceDiagnostics", "diagnose", "importance_diagnostics", "rounding_tolerance"]
 
 _MAX_ROUNDING = 1e-3
+_NEARLY_ALL = 0.99  # of the posterior in modes missed: the guide is at none of them yet
 
 _ADVICE = {
     "usable": "Use the draws as they are. No draw can tell of a mode that neither the guide nor "
@@ -117,7 +118,7 @@ class ImportanceDiagnostics:
 
     def _advice(self) -> str:
         lost = reasons_of_modes(self.missed_modes)
-        if not lost:
+        if not lost or sum(share for _, share in self.missed_modes) > _NEARLY_ALL:
             return _ADVICE[self.verdict]
         values = self.missed_modes[0][0].replace("' = ", "': ")
         return _ADVICE_ON_MODES % values + _ADVICE_BESIDES * (len(self.reasons) > len(lost))
@@ -146,10 +147,12 @@ def importance_diagnostics(
       some latent coordinate's weighted mean, fewer than 100 draws are effective,
       weighting widens a latent coordinate more than 1.75-fold, draws with widened noise find more
       than 5 % of the posterior beyond the guide's own, a mode that the guide's start climbed to
-      holds more than 1 % where its draws never go, the log density does not fall off even 16
-      standard deviations away, a log density is not a number, draws ran off beyond 1e15, or a
-      latent is a point in the guide;
-    - "usable" where the shape is at most 0.5, half of the draws are effective, the ELBO is within
+      holds more than 1 % where its draws never go, as much lies outside its support, the log
+      density does not fall off even 16 standard deviations away, a log density is not a number,
+      draws ran off beyond 1e15, or a latent is a point in the guide;
+    - "usable" where the shape is at most 0.5, or whatever it is where widened draws find that the
+      guide has less than half of its density on no more than half a per cent of the posterior, and
+      nothing else speaks against it; half of the draws are effective, the ELBO is within
       half a nat of log Z, and weighting moves no latent coordinate's mean by more than a tenth
       of a standard deviation nor its standard deviation by more than a tenth;
     - "reweight" otherwise: the weighted draws are right, the raw ones are not.
@@ -157,9 +160,10 @@ def importance_diagnostics(
     Any guide whose sites have densities will do. Discrete latents that the guide leaves to
     parallel enumeration are summed out. Draws go through the model together where that is found
     sound, without gradients. As many draws again, of a guide made of normal noise (``AutoFlow``,
-    Pyro's normal guides), have their noise widened twofold or fourfold in one coordinate: they tell
+    Pyro's normal guides), have their noise widened, up to fourfold: they tell
     of a tail that falls off too early, as the guide's own cannot. Of a far mode no such draw tells:
-    where the start of an ``AutoFlow`` climbed to several, draws around each do.
+    where the start of an ``AutoFlow`` climbed to several, draws around each do; for other guides
+    the density is climbed here, in up to 64 dimensions.
 
     Args:
         model: a Pyro model, conditioned on its data.
