@@ -113,17 +113,18 @@ def judge(
         missed_modes: modes that these draws never reach: where, and the share of Z.
     """
     of_shape, is_grave = _reasons_of_shape(numbers)
-    against = _reasons_against(draws, numbers, moved) + reasons_of_modes(missed_modes)
+    grave = of_shape if is_grave else []
+    against = _reasons_against(draws, numbers, moved, grave) + reasons_of_modes(missed_modes)
     apart = _reasons_to_reweight(draws, numbers, moved)
     agree = "raw and weighted draws agree in every latent coordinate"
-    if of_shape and not against and not apart and _is_light(numbers):
+    if of_shape and against == grave and not apart and _is_light(numbers):
+        shape = numbers["pareto_k"] if numbers["pareto_k"] > _USABLE_K else numbers["marginal_k"]
         told = (
-            f"the weights have a heavy tail, k-hat {numbers['pareto_k']:.2f}, but little is in it: "
+            f"the weights have a heavy tail, k-hat {shape:.2f}, but little is in it: "
             f"{numbers['lacking']:.2%} of the posterior lies where the guide has less than half of "
             f"its density (bar {_MAX_LACKING:.1%})"
         )
         return "usable", (agree, told)
-    against += of_shape if is_grave else []
     if against:
         return "do not trust", tuple(against)
     if of_shape or apart:
@@ -137,7 +138,30 @@ def _is_light(numbers: dict[str, Any]) -> bool:
     return is_known and numbers["lacking"] <= _MAX_LACKING
 
 
-def _reasons_against(draws: GuideDraws, numbers: dict[str, float], moved: Moved) -> list[str]:
+def _reasons_against(
+    draws: GuideDraws, numbers: dict[str, float], moved: Moved, of_shape: list[str]
+) -> list[str]:
+    reasons = _reasons_of_draws(draws, numbers, moved) + of_shape
+    size = numbers["num_samples"]
+    if moved.largest > _TOO_NARROW:
+        reasons.append(
+            f"weighting widens '{moved.largest_at}' {moved.largest:.1f}-fold (bar {_TOO_NARROW}): "
+            "the guide misses its tails, or its posterior is improper"
+        )
+    # Widened draws weigh at most twice as much as the guide's own at the same point.
+    if numbers["missed"] > _MAX_MISSED + 4 * numbers["log_z_se"]:
+        reasons.append(
+            f"draws wider than the guide's find {numbers['missed']:.0%} of the posterior where its "
+            f"own never go (bar {_MAX_MISSED:.0%}), so log Z and k-hat say too much for it"
+        )
+    effective = numbers["ess"] * size
+    if effective < _MIN_EFFECTIVE_DRAWS:
+        reasons.append(f"only {effective:.0f} effective draws (at least {_MIN_EFFECTIVE_DRAWS})")
+    return reasons
+
+
+def _reasons_of_draws(draws: GuideDraws, numbers: dict[str, float], moved: Moved) -> list[str]:
+    """What speaks against a guide whatever the weights of its draws are."""
     reasons, size = [], numbers["num_samples"]
     if numbers["num_nonfinite"]:
         reasons.append(f"log density NaN or infinite at {numbers['num_nonfinite']} of {size} draws")
@@ -160,20 +184,6 @@ def _reasons_against(draws: GuideDraws, numbers: dict[str, float], moved: Moved)
             f"at least {draws.beyond:.0%} of the posterior lies outside the support of the guide "
             f"(bar {_MAX_MISSED_MODE:.0%})"
         )
-    if moved.largest > _TOO_NARROW:
-        reasons.append(
-            f"weighting widens '{moved.largest_at}' {moved.largest:.1f}-fold (bar {_TOO_NARROW}): "
-            "the guide misses its tails, or its posterior is improper"
-        )
-    # Widened draws weigh at most twice as much as the guide's own at the same point.
-    if numbers["missed"] > _MAX_MISSED + 4 * numbers["log_z_se"]:
-        reasons.append(
-            f"draws wider than the guide's find {numbers['missed']:.0%} of the posterior where its "
-            f"own never go (bar {_MAX_MISSED:.0%}), so log Z and k-hat say too much for it"
-        )
-    effective = numbers["ess"] * size
-    if effective < _MIN_EFFECTIVE_DRAWS:
-        reasons.append(f"only {effective:.0f} effective draws (at least {_MIN_EFFECTIVE_DRAWS})")
     return reasons
 
 

@@ -36,6 +36,7 @@ from tests.benchmarks._common import (
 )
 from tests.benchmarks._verdict_cases import BROKEN, GOOD, Case
 from tests.benchmarks._verdict_log_z import ROUTES, log_z_rows
+from tests.benchmarks._verdict_posteriors import Posterior
 
 BAR = 0.1  # of means, in true standard deviations, and of standard deviations
 MOST_MISSED = 1  # broken fits called usable
@@ -63,11 +64,7 @@ def judge(
             found, rise = fit.diagnostics, fit.rise[0]
         seconds = time.perf_counter() - start
         draws = pf.posterior_draws(posterior.model, guide, num_samples=num_samples, seed=seed + 1)
-    errors = (math.inf, math.inf)
-    if posterior.truth is not None:
-        equal = torch.full((num_samples,), 1 / num_samples, dtype=torch.float64)
-        moments = {name: mean_and_sd(v, equal) for name, v in draws.values.items()}
-        errors = moment_errors(moments, posterior.truth)
+    errors = _errors(draws.values, posterior)
     is_good = max(errors) <= BAR
     return {
         "kind": case.kind,
@@ -86,6 +83,16 @@ def judge(
         "seconds": seconds,
         "reasons": "; ".join(found.reasons),
     }
+
+
+def _errors(values: dict[str, torch.Tensor], posterior: Posterior) -> tuple[float, float]:
+    """Of means and standard deviations of draws; infinite where there is no posterior."""
+    if posterior.truth is None:
+        return math.inf, math.inf
+    num = len(next(iter(values.values())))
+    equal = torch.full((num,), 1 / num, dtype=torch.float64)
+    moments = {name: mean_and_sd(value, equal) for name, value in values.items()}
+    return moment_errors(moments, posterior.truth)
 
 
 def verdict_rows(cases: Sequence[Case], **settings: int | None) -> Iterator[dict[str, object]]:
