@@ -25,6 +25,16 @@ def _fresh():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def brief(monkeypatch):
+    """All stages of a fit, each short, and none left out."""
+    monkeypatch.setattr("pyroflows.infer.opening._GOOD_K", -float("inf"))
+    monkeypatch.setattr("pyroflows.infer.opening.NUM_OPENING_STEPS", 40)
+    monkeypatch.setattr("pyroflows.infer.run.NUM_OPENING_STEPS", 40)
+    monkeypatch.setattr("pyroflows.infer.race.LAPS", ((3, 10), (2, 10)))
+    monkeypatch.setattr("pyroflows.infer.schedule._WINDOW", 20)
+
+
 def normal(y):
     loc = pyro.sample("loc", dist.Normal(torch.zeros(3), 1.0).to_event(1))
     pyro.sample("y", dist.Normal(loc, 1.0).to_event(1), obs=y)
@@ -93,9 +103,10 @@ def test_no_warning_of_parameters_that_sleep(recwarn):
     assert not [w for w in recwarn if "receive no gradient" in str(w.message)]
 
 
-@pytest.mark.parametrize("cut_at", [120, 260])
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize("cut_at", [20, 70, 120])
 def test_a_fit_cut_short_goes_on_to_the_same_numbers(cut_at, tmp_path, monkeypatch):
-    """In the opening, and after the race that follows it."""
+    """In the opening, in the race that follows it, and after that."""
     options = {"num_particles": 16, "tolerance": 10.0, "checkpoint": tmp_path / "fit.pt"}
 
     def fit(**more):
@@ -204,6 +215,7 @@ def test_a_race_cut_short_leaves_no_trace():
     assert (slope.height, slope.steps) == (100.0, [])  # no lap was whole
 
 
+@pytest.mark.usefixtures("brief")
 def test_a_fit_races_unless_a_learning_rate_is_given():
     flow = {"flow": "nsf", "num_layers": 1, "hidden_dims": (4,)}
     guide = AutoFlow(banana, model_args=(), **flow)
