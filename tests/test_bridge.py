@@ -119,7 +119,7 @@ def log_weight(x):
     ("length", "num_guide", "rho"), [(50, 4000, 0.0), (1000, 200, 0.0), (200, 4000, 0.8)]
 )
 def test_errors_of_each_side_are_calibrated(length, num_guide, rho):
-    scores, psis = [], SimpleNamespace(log_z=0.0, log_z_se=0.0)
+    scores, psis = [], SimpleNamespace(log_z=0.0, log_z_se=0.0, rounding=0.0)
     for _ in range(200):
         noise = torch.randn(4, length, dtype=torch.float64)
         x = noise.clone()

@@ -122,6 +122,22 @@ def test_standard_error_of_log_z_is_the_spread_over_seeds(wide):
         assert spread == pytest.approx(stated, rel=0.4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [3, 1000])
+def test_the_standard_error_of_log_z_counts_rounding(dtype, size):
+    """Of an exact guide all that is wrong is rounding, the same in every draw."""
+    y = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    precision = size + 1
+    log_z = -0.5 * (size * math.log(2 * math.pi) + math.log(precision))
+    log_z = log_z - 0.5 * float(y.square().sum() - y.sum().square() / precision)
+    for seed in range(3):
+        report = importance_diagnostics(
+            conjugate, conjugate_posterior, model_args=(y.to(dtype),), seed=seed
+        )
+        assert abs(report.log_z - log_z) < 3 * report.log_z_se
+        assert 0 < report.log_z_se < 10 * size * torch.finfo(dtype).eps
+
+
 # The verdict: each row is a guide wrong in a known way
 
 TRIALS = [

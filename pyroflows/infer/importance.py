@@ -46,7 +46,7 @@ class ImportanceDiagnostics:
         elbo: mean log weight, a lower bound of log Z, in nat.
         elbo_se: its Monte Carlo standard error.
         log_z: log evidence by Pareto smoothed importance sampling.
-        log_z_se: its standard error, by the delta method.
+        log_z_se: its standard error, by the delta method, with that of rounding.
         ess: effective sample size of the smoothed weights as a fraction of the draws.
         pareto_k: shape of the tail of the weights; ``-inf`` where they are equal (an exact guide),
             ``inf`` where there are too few to tell. Never NaN.
@@ -69,6 +69,7 @@ class ImportanceDiagnostics:
         missed_modes: modes that the guide's start climbed to, or that were looked for on behalf of
             another guide, and that its draws never reach: where each is, and its share of Z.
         vectorized: whether the draws went through the model together.
+        rounding: error of the log densities by rounding, in nats; it may be that of all draws.
     """
 
     elbo: float
@@ -92,6 +93,7 @@ class ImportanceDiagnostics:
     pareto_k_se: float = math.nan
     marginal_k: float = -math.inf
     marginal_k_at: str = ""
+    rounding: float = 0.0
 
     def __str__(self) -> str:
         rows = (
@@ -224,12 +226,13 @@ def diagnose(draws: GuideDraws) -> ImportanceDiagnostics:
     log_z = float(smoothed.logsumexp(0)) - math.log(size)
     weights = (smoothed - smoothed.logsumexp(0)).exp() if log_z > -math.inf else smoothed.exp()
     squares = float(weights.square().sum())
+    spread, rounding = float((weights - 1 / size).norm()), _rounding(draws)
     moved = Moved.by_weights(draws, weights)
     numbers = {
         "elbo": elbo,
         "elbo_se": elbo_se,
         "log_z": log_z,
-        "log_z_se": math.sqrt(max(squares - 1 / size, 0.0)) if squares else math.inf,
+        "log_z_se": math.hypot(spread, rounding) if squares else math.inf,
         "ess": min(1 / (squares * size), 1.0) if squares else 0.0,
         "pareto_k": pareto_k,
         "pareto_k_se": pareto_k_error(pareto_k, size),
@@ -239,6 +242,7 @@ def diagnose(draws: GuideDraws) -> ImportanceDiagnostics:
         "num_nonfinite": num_nonfinite,
         "missed": _missed(draws, log_z),
         "lacking": _lacking(draws, log_z),
+        "rounding": rounding,
     }
     modes = [] if draws.modes is None else draws.modes.missed(log_z, size)
     verdict, reasons = judge(draws, numbers | {"marginal_k_at": marginal_k_at}, moved, modes)
@@ -297,6 +301,12 @@ def rounding_tolerance(draws: GuideDraws) -> float:
     """Spread of log weights that rounding explains: an exact float32 guide is still exact."""
     magnitude = draws.log_p.abs().masked_fill(~draws.log_p.isfinite(), 0.0).max()
     return min(max(1e-8, 16 * draws.rounding * float(magnitude)), _MAX_ROUNDING)
+
+
+def _rounding(draws: GuideDraws) -> float:
+    """What a sum as large as the log density may be off by, the same for each draw."""
+    magnitude = draws.log_p[draws.log_p.isfinite()].abs()
+    return draws.rounding * float(magnitude.mean()) if len(magnitude) else 0.0
 
 
 def _mean_and_error(log_weights: Tensor, num_nonfinite: int) -> tuple[float, float]:

@@ -35,7 +35,7 @@ class BridgeEstimate:
 
     Attributes:
         log_z: Log evidence, in nats.
-        log_z_se: Its standard error.
+        log_z_se: Its standard error, with that of rounding.
         num_iterations: Iterations until the bridge no longer changed.
         psis_log_z: Log evidence by Pareto smoothed importance sampling, of 1,000 draws.
         psis_log_z_se: The standard error of that.
@@ -200,7 +200,7 @@ def _estimate(
         start = log_z
     return BridgeEstimate(
         log_z=log_z,
-        log_z_se=error if count < _MAX_ITERATIONS else math.inf,
+        log_z_se=math.hypot(error, diagnostics.rounding) if count < _MAX_ITERATIONS else math.inf,
         num_iterations=count,
         psis_log_z=diagnostics.log_z,
         psis_log_z_se=diagnostics.log_z_se,
