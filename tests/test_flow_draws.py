@@ -109,7 +109,7 @@ def test_draws_are_those_of_the_objective():
 
 def test_draws_go_through_the_model_in_parts_that_fit(monkeypatch):
     """A sum over all data has one number a draw, and is made of as many as there are data."""
-    monkeypatch.setattr("pyroflows.infer._flow_draws._NUMBERS_PER_PASS", 600)
+    monkeypatch.setattr("pyroflows.infer._passes._NUMBERS_PER_PASS", 600)
     rows = []
     call = LogDensity.__call__
     monkeypatch.setattr(LogDensity, "__call__", lambda s, u: (rows.append(len(u)), call(s, u))[1])

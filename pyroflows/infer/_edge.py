@@ -16,6 +16,7 @@ from ._sites import samples
 __all__ = ["share_beyond_edge"]
 
 _NUM_DRAWS = 2000
+_FEWEST = 50  # together, to tell their spread
 _STEP = 2.0  # standard deviations of the guide
 
 
@@ -41,41 +42,50 @@ def share_beyond_edge(run: Any) -> float:
     direct = not any(is_point_mass(node["fn"]) for _, node in samples(run.guide_trace))
     if isinstance(run.guide, AutoFlow) or set(names) != set(run.latents) or not direct:
         return 0.0
-    before = run.traces(_NUM_DRAWS)
-    moved = _moved(before[0], run)
-    if moved is None:
+    size = max(run.draws_together(_NUM_DRAWS), _FEWEST)
+    parts = [_step(run, size) for _ in range(math.ceil(_NUM_DRAWS / size))]
+    if any(part is None for part in parts):
         return 0.0
-    old_q, old_p = _scores(run, before)
-    new_q, new_p = _scores(run, run.traces(_NUM_DRAWS, moved))
-    weights = torch.nan_to_num(old_p - old_q, nan=-math.inf, posinf=-math.inf).softmax(0)
+    log_weights, across = (torch.cat(column) for column in zip(*parts, strict=True))
+    return float(torch.nan_to_num(log_weights.softmax(0) * across).sum())
+
+
+def _step(run: Any, num: int) -> tuple[Tensor, Tensor] | None:
+    """Log weights of draws, and the probability that each steps out of the guide's support."""
+    before = run.traces(num)
+    moved = _moved(before[0], run, num)
+    if moved is None:
+        return None
+    old_q, old_p = _scores(run, before, num)
+    new_q, new_p = _scores(run, run.traces(num, moved), num)
     accepted = (new_p - old_p).clamp(max=0.0).exp()
-    across = torch.where(new_q == -math.inf, accepted, 0.0)
-    return float(torch.nan_to_num(weights * across).sum())
+    log_weights = torch.nan_to_num(old_p - old_q, nan=-math.inf, posinf=-math.inf)
+    return log_weights, torch.where(new_q == -math.inf, accepted, 0.0)
 
 
-def _scores(run: Any, traces: tuple[poutine.Trace, poutine.Trace]) -> list[Tensor]:
+def _scores(run: Any, traces: tuple[poutine.Trace, poutine.Trace], num: int) -> list[Tensor]:
     """Log densities of guide and model, ``-inf`` outside their supports and where not a number."""
     found = []
     for trace, single, marginal in zip(
         traces, run.single, (False, bool(run.marginalized)), strict=True
     ):
-        total = log_densities(trace, _NUM_DRAWS, single, marginal=marginal).total
-        outside = num_outside_support(trace, run.latents, _NUM_DRAWS)
+        total = log_densities(trace, num, single, marginal=marginal).total
+        outside = num_outside_support(trace, run.latents, num)
         found.append(torch.where(outside | total.isnan(), -math.inf, total))
     return found
 
 
-def _moved(trace: poutine.Trace, run: Any) -> poutine.Trace | None:
+def _moved(trace: poutine.Trace, run: Any, num: int) -> poutine.Trace | None:
     """The draws of a guide with a step in one coordinate each, at random; None if discrete."""
     values = {name: trace.nodes[name]["value"] for name in run.latents}
     if not all(value.is_floating_point() for value in values.values()):
         return None
     shapes = {name: run.sites[name].shape for name in run.latents}
     flat = {
-        name: per_draw(value, _NUM_DRAWS, shapes[name], name).reshape(_NUM_DRAWS, -1)
+        name: per_draw(value, num, shapes[name], name).reshape(num, -1)
         for name, value in values.items()
     }
-    chosen = torch.randint(sum(v.shape[1] for v in flat.values()), (_NUM_DRAWS, 1))
+    chosen = torch.randint(sum(v.shape[1] for v in flat.values()), (num, 1))
     moved, offset = poutine.Trace(), 0
     for name, value in flat.items():
         here = chosen.to(value.device) == offset + torch.arange(value.shape[1], device=value.device)

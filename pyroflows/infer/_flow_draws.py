@@ -9,18 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm.auto import tqdm
 
 from ..guides import AutoFlow
 from ..log_density import LogDensity
-from ._modes import where_defined
+from ._passes import InPasses, where_defined
 from ._probe import Widened, heaviest_direction
 
 __all__ = ["FlowDraws", "exactly", "finite_or_zero", "flow_draws"]
 
-_NUMBERS_PER_PASS = 2**24
 _TRIES = 8
 _SCOUTS = 2000  # draws that tell in which direction weights grow
 
@@ -38,7 +35,8 @@ class FlowDraws:
     """
 
     def __init__(self, guide: AutoFlow, density: LogDensity, batch_size: int | None) -> None:
-        self._guide, self._density, self._batch_size = guide, density, batch_size
+        self._guide, self._density = guide, density
+        self._in_passes = InPasses(density, batch_size)
 
     @property
     def vectorized(self) -> bool:
@@ -75,17 +73,9 @@ class FlowDraws:
     def log_p(self, u: Tensor) -> Tensor:
         """Score points ``(S, D)`` on unconstrained coordinates; float64 on the CPU, ``(S)``."""
         if self.vectorized:
-            parts = u.split(self._points_together(u))
-        else:
-            parts = tqdm(u.split(1), desc="draws, one at a time", leave=False)
+            return exactly(self._in_passes(u))
+        parts = tqdm(u.split(1), desc="draws, one at a time", leave=False)
         return torch.cat([exactly(where_defined(self._density, part)) for part in parts])
-
-    def _points_together(self, u: Tensor) -> int:
-        """So many points that no tensor made for them is too large."""
-        if self._batch_size is None and len(u) > 3:
-            largest = _largest_per_point(self._density, u)
-            self._batch_size = max(_NUMBERS_PER_PASS // max(largest, 1), 1)
-        return self._batch_size or len(u)
 
 
 def flow_draws(
@@ -139,31 +129,3 @@ def finite_or_zero(log_weights: Tensor) -> Tensor:
 def exactly(values: Tensor) -> Tensor:
     """Values as they are summed and compared: on the CPU, in double precision."""
     return values.detach().to("cpu", torch.float64)
-
-
-class _Sizes(TorchDispatchMode):
-    """Notes how many numbers each tensor made has."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[int] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self.found += [t.numel() for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
-        return out
-
-
-def _largest_per_point(density: LogDensity, u: Tensor) -> int:
-    """By how much the tensor that grows most grows with each point more."""
-    found = []
-    for number in (2, 3):
-        with _Sizes() as sizes, torch.no_grad():
-            where_defined(density, u[:number])
-        found.append(sizes.found)
-    few, more = found
-    if len(few) != len(more):  # of another course: count all as if it grew
-        return max(more, default=0) // 3
-    return max((b - a for a, b in zip(few, more, strict=True)), default=0)

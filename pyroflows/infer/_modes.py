@@ -18,8 +18,9 @@ from ..guides import AutoFlow
 from ..guides.gaussians import Start
 from ..latents import Latents
 from ..log_density import LogDensity
+from ._passes import InPasses
 
-__all__ = ["ModeDraws", "draw_modes", "draws_around", "place_in_words", "where_defined"]
+__all__ = ["ModeDraws", "draw_modes", "draws_around", "place_in_words"]
 
 _DRAWS_PER_MODE = 512
 _DRAWS_PER_MODE_ONE_BY_ONE = 32
@@ -80,7 +81,7 @@ def draw_modes(
     method = "auto" if vectorized else "loop"
     log_density = LogDensity(model, guide.latents, args, kwargs, method=method)
     points = u.to(guide.device, guide.dtype)
-    log_p = where_defined(log_density, points).double().cpu()
+    log_p = InPasses(log_density)(points).double().cpu()
     log_q = guide.unregistered_posterior().log_prob(points).double().cpu()
     center = guide.median_latent().double().cpu()
     return ModeDraws(
@@ -99,17 +100,6 @@ def draws_around(
     log_mixture = torch.stack([_log_prob(mode, u) for mode in modes]).logsumexp(0)
     index = torch.arange(len(modes)).repeat_interleave(number)
     return u, log_mixture - math.log(len(modes)), index
-
-
-def where_defined(log_density: LogDensity, points: Tensor) -> Tensor:
-    """Log densities; NaN at a point that the model refuses, such as a singular matrix."""
-    try:
-        return log_density(points)
-    except torch.linalg.LinAlgError:
-        halves = points.chunk(2)
-        if len(halves) < 2:
-            return points.new_full((len(points),), math.nan)
-        return torch.cat([where_defined(log_density, half) for half in halves])
 
 
 def _degrees(mode: Start) -> int:

@@ -25,6 +25,7 @@ from ..log_density import LogDensity
 from ._edge import share_beyond_edge
 from ._flat import flat_direction
 from ._modes import ModeDraws, draw_modes, draws_around, place_in_words
+from ._passes import InPasses
 from ._sites import GuideDraws
 
 __all__ = ["look_around", "search_modes"]
@@ -99,7 +100,7 @@ def search_modes(
 def _search(log_density: LogDensity, trace: poutine.Trace, u: Tensor) -> ModeDraws | None:
     latents = log_density.latents
     points = _starting_points(latents, trace).to(u)
-    density = in_double(log_density, points.double(), u.dtype)
+    density = InPasses(in_double(log_density, points.double(), u.dtype))
     if log_density.vectorized is False:
         return None
     found = find_start(density, points.double())

@@ -205,7 +205,7 @@ class _Run:
 
     def all(self, num_samples: int, batch_size: int | None, keep: Keep) -> tuple[list, bool]:
         """Pass num_samples draws through, together when that is sound."""
-        batch_size = batch_size or self._batch_size(num_samples)
+        batch_size = batch_size or self.draws_together(num_samples)
         sizes = _batches(num_samples, batch_size)
         if self.flow is not None and not keep.everything:
             return [self._flow_part(size) for size in sizes], self.flow.vectorized
@@ -228,7 +228,8 @@ class _Run:
         values, log_p, log_q = self.flow.draw(num)
         return Part({name: values[name] for name in self.latents}, {}, {}, log_p, log_q)
 
-    def _batch_size(self, num_samples: int) -> int:
+    def draws_together(self, num_samples: int) -> int:
+        """So many draws that their values fit memory."""
         traces = (self.guide_trace, self.model_trace)
         per_draw = sum(torch.as_tensor(n["value"]).numel() for t in traces for _, n in samples(t))
         return max(1, min(num_samples, _NUMBERS_PER_PASS // max(per_draw, 1)))
@@ -268,7 +269,7 @@ class _Run:
         together = vectorized if self.flow is None else self.flow.vectorized
         if not together:
             num_samples = max(num_samples // 4, min(num_samples, _MIN_PROBE_DRAWS))
-        batches = _batches(num_samples, batch_size or self._batch_size(num_samples))
+        batches = _batches(num_samples, batch_size or self.draws_together(num_samples))
         if self.flow is not None:
             return torch.cat([self.flow.widened(num) for num in batches])
         if not together:

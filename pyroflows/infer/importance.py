@@ -225,14 +225,13 @@ def diagnose(draws: GuideDraws) -> ImportanceDiagnostics:
     elbo, elbo_se = _mean_and_error(log_weights, num_nonfinite)
     log_z = float(smoothed.logsumexp(0)) - math.log(size)
     weights = (smoothed - smoothed.logsumexp(0)).exp() if log_z > -math.inf else smoothed.exp()
-    squares = float(weights.square().sum())
-    spread, rounding = float((weights - 1 / size).norm()), _rounding(draws)
+    squares, rounding = float(weights.square().sum()), _rounding(draws)
     moved = Moved.by_weights(draws, weights)
     numbers = {
         "elbo": elbo,
         "elbo_se": elbo_se,
         "log_z": log_z,
-        "log_z_se": math.hypot(spread, rounding) if squares else math.inf,
+        "log_z_se": _log_z_error(weights, rounding) if squares else math.inf,
         "ess": min(1 / (squares * size), 1.0) if squares else 0.0,
         "pareto_k": pareto_k,
         "pareto_k_se": pareto_k_error(pareto_k, size),
@@ -307,6 +306,11 @@ def _rounding(draws: GuideDraws) -> float:
     """What a sum as large as the log density may be off by, the same for each draw."""
     magnitude = draws.log_p[draws.log_p.isfinite()].abs()
     return draws.rounding * float(magnitude.mean()) if len(magnitude) else 0.0
+
+
+def _log_z_error(weights: Tensor, rounding: float) -> float:
+    """The delta method's error of the log of a mean, and that of rounding."""
+    return math.hypot(float((weights - 1 / len(weights)).norm()), rounding)
 
 
 def _mean_and_error(log_weights: Tensor, num_nonfinite: int) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...guides import AutoFlow
 from ...psis import psis
 from .._flow_draws import FlowDraws, exactly, finite_or_zero, flow_draws
-from .._modes import where_defined
+from .._passes import where_defined
 from .weighted import systematic
 
 __all__ = ["BaseSpace", "Points", "require_flow"]
