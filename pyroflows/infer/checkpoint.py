@@ -22,7 +22,7 @@ from .survey import guide_name
 
 __all__ = ["Checkpoint", "describe", "named_tensors", "random_state", "set_random_state"]
 
-VERSION = 4
+VERSION = 5
 SECONDS_BETWEEN = 10.0
 _COST = 20.0  # times what a write takes is the least that passes between two
 

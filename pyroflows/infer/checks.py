@@ -22,32 +22,28 @@ __all__ = [
     "check_numbers",
     "check_optimizer",
     "check_restarts",
+    "check_sample_average",
     "make_loss",
     "refuse_to_compile",
     "warn_of_old_start",
 ]
 
+_COUNTS = ("num_steps", "num_particles", "chunk_size", "sample_average")
 _FAR_TO_GO = 1000.0  # nats; from a tenth of it a fit of ordinary length arrives well
 
 
-def check_numbers(
-    num_steps: int | None,
-    time_budget: float | None,
-    num_particles: int | None,
-    learning_rate: float | None,
-    tolerance: float,
-    chunk_size: int | None,
-) -> None:
-    """Raise ValueError for a number out of range."""
-    counts = {"num_steps": num_steps, "num_particles": num_particles, "chunk_size": chunk_size}
-    for name, value in counts.items():
+def check_numbers(given: dict[str, Any]) -> None:
+    """Raise ValueError for a number out of range among arguments by name."""
+    for name in _COUNTS:
+        value = given[name]
         if value is not None and (isinstance(value, bool) or value != int(value) or value < 1):
             raise ValueError(f"fit_guide: expected {name} to be an integer >= 1, got {value}.")
-    for name, value in {"time_budget": time_budget, "learning_rate": learning_rate}.items():
+    for name in ("time_budget", "learning_rate"):
+        value = given[name]
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"fit_guide: expected {name} > 0 and finite, got {value}.")
-    if not tolerance >= 0:
-        raise ValueError(f"fit_guide: expected tolerance >= 0, got {tolerance}.")
+    if not given["tolerance"] >= 0:
+        raise ValueError(f"fit_guide: expected tolerance >= 0, got {given['tolerance']}.")
 
 
 def check_optimizer(optimizer: Any, learning_rate: float | None) -> None:
@@ -101,6 +97,22 @@ def refuse_to_compile(compile: bool, ranks: Ranks) -> None:
     if compile and ranks.size > 1:
         raise ValueError(
             f"fit_guide: compile=True is for one process, and {ranks.size} share this fit. Leave "
+            "it out, or pass distributed=False."
+        )
+
+
+def check_sample_average(number: int | None, guide: Any, loss: Any, ranks: Ranks) -> None:
+    """Raise for a last phase that could not be."""
+    if number is None:
+        return
+    if not (isinstance(guide, AutoFlow) and isinstance(loss, PathELBO)):
+        raise TypeError(
+            "fit_guide: sample_average keeps the draws of an AutoFlow under PathELBO, got "
+            f"{guide_name(guide)} and {guide_name(loss)}: leave it out."
+        )
+    if ranks.size > 1:
+        raise ValueError(
+            f"fit_guide: sample_average is for one process, and {ranks.size} share this fit: leave "
             "it out, or pass distributed=False."
         )
 

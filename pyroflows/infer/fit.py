@@ -24,6 +24,7 @@ from .checks import (
     check_numbers,
     check_optimizer,
     check_restarts,
+    check_sample_average,
     make_loss,
     refuse_to_compile,
     warn_of_old_start,
@@ -39,11 +40,14 @@ from .progress import Progress
 from .report import GuideFit
 from .restarts import refit
 from .run import Run
+from .sample_average import SampleAverage
 from .schedule import Schedule
 from .steps import PyroStepper, Stepper, TorchStepper, loss_and_grads
 from .survey import guide_name, survey
 
 __all__ = ["GuideFit", "fit_guide"]
+
+_SETTINGS = ("num_steps", "time_budget", "learning_rate", "tolerance", "seed", "sample_average")
 
 
 def fit_guide(
@@ -67,6 +71,7 @@ def fit_guide(
     compile: bool = False,
     checkpoint: str | os.PathLike | None = None,
     distributed: bool | str = "auto",
+    sample_average: int | None = None,
 ) -> GuideFit:
     r"""Fit a guide to a model by stochastic variational inference, and judge the result.
 
@@ -119,6 +124,10 @@ def fit_guide(
             ``torch.distributed`` that is initialised already, fit this guide together: N of them
             take the steps of one process with N times the particles. ``"auto"``: if there are
             several; ``False``: each on its own. Rank 0 shows, writes and judges.
+        sample_average: Draws of a last phase of an ``AutoFlow``'s fit, or ``None``: L-BFGS on their
+            mean, free of noise as they stay the same. With N draws P parameters end about P/2N nats
+            off the best, so it is for small flows, such as ``"affine"``, and tens of thousands of
+            draws. Its result is kept if other draws agree; a ``time_budget`` does not count it.
 
     Returns:
         The fit; ``print`` it.
@@ -144,7 +153,7 @@ def fit_guide(
     given, started = dict(locals()), perf_counter()
     check_arguments("fit_guide", model, model_args, model_kwargs, guide)
     args, kwargs = tuple(model_args), dict(model_kwargs or {})
-    check_numbers(num_steps, time_budget, num_particles, learning_rate, tolerance, chunk_size)
+    check_numbers(given)
     check_optimizer(optimizer, learning_rate)
     explores = loss is None
     loss = make_loss(loss, num_particles, chunk_size, compile)
@@ -152,19 +161,15 @@ def fit_guide(
     ranks = find_ranks(distributed, device_of(guide, args, kwargs))
     check_restarts(num_restarts, guide, optimizer, num_diagnostic_samples, ranks)
     refuse_to_compile(compile, ranks)
+    check_sample_average(sample_average, guide, loss, ranks)
     with seeded(ranks.common_seed(seed)), _training(guide), _sharing(loss, ranks):
         stepper, params = _make_stepper(
             model, guide, args, kwargs, optimizer, learning_rate, loss, ranks
         )
         if num_particles is None and explores:
             fill_in_particles(loss, model, guide, args, kwargs)
-        settings = {
-            "num_steps": num_steps,
-            "time_budget": time_budget,
+        settings = {name: given[name] for name in _SETTINGS} | {
             "particles": ranks.size * getattr(loss, "num_particles", 1),
-            "learning_rate": learning_rate,
-            "tolerance": tolerance,
-            "seed": seed,
             "loss": guide_name(loss),
             "optimizer": stepper.name,
         }
@@ -174,7 +179,12 @@ def fit_guide(
         with pyro.validation_enabled(False):  # the survey ran under it; NaN is now to be skipped
             run.params = params
             run.races = explores and learning_rate is None and optimizer is None
+            run.grows = explores and num_particles is None and isinstance(guide, AutoFlow)
             _start(run, model, guide, args, kwargs, explores, file)
+            if sample_average:
+                run.sample_average = _sample_average(
+                    run, model, guide, args, kwargs, sample_average
+                )
             run.train(guide, file)
     fit = _collect(run, guide, loss, seed, ranks)
     if num_diagnostic_samples:
@@ -228,6 +238,20 @@ def _start(
     if not loss.subsampled and run.stepper.trains_only(guide):
         run.weighs_tails = True
         run.schedule.start_from(loss.spread, is_built=_is_built(guide))
+
+
+def _sample_average(
+    run: Run, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any], number: int
+) -> SampleAverage:
+    loss = run.loss
+    run.evaluate_anew = partial(loss.loss, model, guide, *args, **kwargs)
+    if loss.subsampled:
+        raise ValueError(
+            "fit_guide: sample_average is a mean over draws that stay the same, and a model with "
+            "a subsampled plate shows other data each time. Leave one of them out."
+        )
+    evaluate = partial(loss_and_grads(loss), model, guide, *args, **kwargs)
+    return SampleAverage(loss, evaluate, run.params, number, device_of(guide, args, kwargs))
 
 
 def _is_built(guide: Callable) -> bool:
@@ -338,6 +362,7 @@ def _collect(run: Run, guide: Callable, loss: Any, seed: int | None, ranks: Rank
         opening=run.opening_told,
         race_factor=run.race_factor,
         averaging_gain=run.averaging_gain,
+        sample_average_gain=run.sample_average_gain,
         compilation=str(getattr(loss, "compiled", None) or ""),
         compile_seconds=getattr(getattr(loss, "compiled", None), "seconds", 0.0),
     )

@@ -76,6 +76,8 @@ class GuideFit:
         race_factor: The factor on the learning rate that won the race of step sizes.
         averaging_gain: What the mean of the parameters over the last steps gained on the last
             ones, in nats of ELBO; zero where the last ones were kept.
+        sample_average_gain: What ``sample_average`` gained, by other draws; zero where it was
+            asked for and not kept, or not asked for.
         opening: What the fit found of the flow without its couplings, in words, if it began so.
         restarts: The other fits, where ``num_restarts`` asked for some: this one is the best.
     """
@@ -101,6 +103,7 @@ class GuideFit:
     opening: str = ""
     race_factor: float = 1.0
     averaging_gain: float = 0.0
+    sample_average_gain: float = 0.0
 
     @property
     def num_steps(self) -> int:

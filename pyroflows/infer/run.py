@@ -19,6 +19,7 @@ from .objectives import PathELBO
 from .opening import NUM_OPENING_STEPS, Opening
 from .progress import Progress
 from .race import hold_race
+from .sample_average import SampleAverage
 from .schedule import Schedule
 from .steps import Guard, Stepper
 from .survey import guide_name
@@ -28,6 +29,7 @@ __all__ = ["Run"]
 _PATIENCE_AT_START = 10  # steps without a finite loss before the fit is given up
 _PATIENCE = 20  # the same later on
 _NUM_EVALUATIONS = 4
+_GROWTH = 2  # of the draws a step
 _STEPS_TO_MEET_ALL_PARAMS = 5
 
 
@@ -46,6 +48,7 @@ class Run:
     Attributes:
         explores: Whether the schedule sets the weights of the objective.
         weighs_tails: Whether it sets that of the tails too.
+        grows: Whether steps take more draws near the end.
         draws_apart: Whether each rank has a random state of its own.
     """
 
@@ -77,8 +80,10 @@ class Run:
         self._mark: tuple[int, dict, Any] = (0, {}, 0)
         self._opening: Opening | None = None
         self.races, self.race_factor = False, 1.0
+        self.grows = False
         self.average: Average | None = None
-        self.averaging_gain = 0.0
+        self.averaging_gain = self.sample_average_gain = 0.0
+        self.sample_average: SampleAverage | None = None
         self.params: dict[str, Tensor] = {}
         self.evaluate_anew: Callable[[], float] = lambda: math.nan
         self._held_out = random_state(device)
@@ -137,7 +142,10 @@ class Run:
         self.advance()
         self._look_at_clock()
         self.stop_reason = self._reason_to_stop()
-        self._average()
+        if self.stop_reason in ("converged", "num_steps", "time_budget"):
+            self._finish()
+        else:
+            self._average()
         self._watch(self.stepper.guard, guide)
         self._remember()
         self.progress.update(self.losses, self.learning_rates[-1])
@@ -154,10 +162,15 @@ class Run:
                 self.loss.compiled.paused = opens or self.schedule.explores_briefly
             if self.weighs_tails:
                 self.loss.tail_weight = 1.0 - self.schedule.score_weight
-        loss = self.stepper.step(factor)
+        loss = self.stepper.step(factor, self._num_passes())
         self.losses.append(loss)
         self.learning_rates.append(self.stepper.learning_rate)
         self.schedule.observe(self._steps_taken, loss)
+
+    def _num_passes(self) -> int:
+        """Twice the draws near the end, where the noise of gradients is what is left to remove."""
+        ends = self._opening is None and self.schedule.is_ending(self._steps_taken, self._elapsed)
+        return _GROWTH if self.grows and ends else 1
 
     @property
     def _steps_taken(self) -> int:
@@ -170,12 +183,23 @@ class Run:
             return self.schedule.stop_reason(self._steps_taken, self._elapsed) or ""
         if not opening.is_over(self._steps_taken, self._elapsed, budget):
             return ""
-        suffices, self.opening_told = self.ranks.tell((opening.suffices(), opening.told))
+        found = self.ranks.tell((opening.suffices(), opening.pays(), opening.told))
+        suffices, pays, self.opening_told = found
         if suffices:
             return "converged"
+        if pays and budget is None:
+            self._open_again()
+            return ""
         self._go_on(self.loss.spread)
         self._race()
         return ""
+
+    def _open_again(self) -> None:
+        """Another lap of the opening."""
+        self._steps_before = len(self.losses)
+        self.schedule = Schedule(NUM_OPENING_STEPS, None, self._main.tolerance)
+        self.schedule.start_from(self.loss.spread)
+        self.progress.follow(self.schedule, self._steps_before)
 
     def _go_on(self, spread: float | None) -> None:
         """Go on from the opening with all of the flow."""
@@ -195,13 +219,19 @@ class Run:
         self.schedule.scale(self.race_factor)
 
     def _average(self) -> None:
-        """Count the parameters in the mean over the end of the fit, and take it if it is better."""
-        if self.average is None:
-            return
-        if self.schedule.is_settling(self._steps_taken, self._elapsed):
+        """Count the parameters in the mean over the end of the fit."""
+        settling = self.schedule.is_settling(self._steps_taken, self._elapsed)
+        if self.average is not None and settling:
             self.average.add()
-        if self.stop_reason in ("converged", "num_steps", "time_budget"):
+
+    def _finish(self) -> None:
+        """Take what is better than the parameters after the last step."""
+        self._average()
+        if self.average is not None:
             self.averaging_gain = self.ranks.tell(self.average.settle(self.evaluate_anew))
+        if self.sample_average is not None:
+            self.progress.begin("L-BFGS on a sample average")
+            self.sample_average_gain = self.sample_average.run(self.evaluate)
 
     # -- there and back, for the race ----------------------------------------------------------
 
@@ -284,6 +314,7 @@ class Run:
                     "is_over": self._opening is None,
                     "steps_before": self._steps_before,
                     "told": self.opening_told,
+                    "gaps": self._opening.gaps if self._opening else [],
                 },
                 "stepper": self.stepper.state_dict(),
                 "average": self.average and self.average.state_dict(),
@@ -316,6 +347,8 @@ class Run:
         self.opening_told = opening["told"]
         if self._opening is not None and opening["is_over"]:
             self._go_on(None)
+        elif self._opening is not None:
+            self._opening.gaps = list(opening["gaps"])
         self._steps_before = opening["steps_before"]
         self.progress.follow(self.schedule, self._steps_before)
         self.schedule.load_state_dict(state["schedule"])

@@ -18,6 +18,7 @@ _BRIEF = 100  # steps
 _DECAY_FRACTION = 0.3  # of a run whose length is known
 _DECAY_PER_STEP = 0.5  # of the steps so far, in a run that stops when it has converged
 _SETTLING = 0.5  # of the decay
+_ENDING = 0.75  # of the decay
 _WINDOW = 100
 _FLAT_WINDOWS = 3
 _WATCH_WINDOW = 50
@@ -147,6 +148,10 @@ class Schedule:
     def is_settling(self, step: int, elapsed: float) -> bool:
         """Whether the last steps have come, small and smaller."""
         return self._decayed(step, elapsed) >= _SETTLING
+
+    def is_ending(self, step: int, elapsed: float) -> bool:
+        """Whether steps are so small that the noise of their gradient is what is left."""
+        return self._decayed(step, elapsed) >= _ENDING
 
     def end_exploring(self) -> None:
         """Compare no losses from before with those after."""

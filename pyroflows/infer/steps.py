@@ -146,8 +146,11 @@ class Stepper(Protocol):
     guard: Guard
     name: str
 
-    def step(self, factor: float) -> float:
-        """Take a step with ``factor`` times the learning rate; return the loss."""
+    def step(self, factor: float, num_passes: int = 1) -> float:
+        """Take a step with ``factor`` times the learning rate; return the loss.
+
+        ``num_passes`` gradients of as many sets of draws are averaged for it.
+        """
 
     @property
     def learning_rate(self) -> float:
@@ -201,12 +204,14 @@ class TorchStepper:
     def learning_rate(self) -> float:
         return float(self._optimizer.param_groups[0]["lr"])
 
-    def step(self, factor: float) -> float:
+    def step(self, factor: float, num_passes: int = 1) -> float:
         self._set_rates(factor)
         self._optimizer.zero_grad(set_to_none=True)
-        loss = self._evaluate()
+        loss = sum(self._evaluate() for _ in range(num_passes)) / num_passes
         self._add_late_params()
         held = [p for group in self._optimizer.param_groups for p in group["params"]]
+        if num_passes > 1:
+            torch._foreach_div_([p.grad for p in held if p.grad is not None], num_passes)
         self.guard.loss = self._ranks.average_(held, loss)
         if self.guard(held):
             self._optimizer.step()
@@ -295,7 +300,7 @@ class PyroStepper:
             return float(getattr(optimizer, "optimizer", optimizer).param_groups[0]["lr"])
         return math.nan
 
-    def step(self, factor: float) -> float:
+    def step(self, factor: float, num_passes: int = 1) -> float:
         self._svi.step(*self._args, **self._kwargs)
         loss = self.guard.loss
         if isinstance(self._optimizer, PyroLRScheduler) and not self.guard.num_skipped_in_a_row:
