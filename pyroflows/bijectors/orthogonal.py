@@ -143,18 +143,18 @@ class Permutation(Bijector):
     def forward_and_log_det(
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        return x[..., self.order], x.new_zeros(x.shape[:-1])
+        return x.index_select(-1, self.order), x.new_zeros(x.shape[:-1])
 
     def inverse_and_log_det(
         self, y: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        return y[..., self.rank], y.new_zeros(y.shape[:-1])
+        return y.index_select(-1, self.rank), y.new_zeros(y.shape[:-1])
 
     def _forward_with_score(
         self, x: Tensor, score: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         y, log_det = self.forward_and_log_det(x, context)
-        return y, log_det, score[..., self.order]
+        return y, log_det, score.index_select(-1, self.order)
 
 
 def _checked_dim(method: str, dim: int) -> int:

@@ -107,6 +107,17 @@ class MaskedConditioner(nn.Module):
         out, weights, slopes = self.net.trace(seen, self.shape)
         return out, partial(self._pull, x.detach(), weights, slopes)
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether the raw parameters are linear in the coordinates."""
+        return len(self.net.linears) == 1 and not len(self.angles)
+
+    def slopes(self) -> Tensor:
+        """Of a linear one, the derivatives of raw parameters in coordinates: ``(P, D, D)``."""
+        dim, num_params = self.shape
+        linear = self.net.linears[0]
+        return (linear.weight * linear.mask)[:, :dim].detach().view(num_params, dim, dim)
+
     @torch.no_grad()
     def _pull(
         self,
