@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -11,12 +11,15 @@ from ..bijectors import Dormant
 from ..guides import AutoFlow
 from ..psis import smooth_log_weights
 from .objectives import PathELBO
+from .schedule import mean_and_error
 
 __all__ = ["NUM_OPENING_STEPS", "Opening", "dormant_parts", "is_fresh"]
 
 NUM_OPENING_STEPS = 200
 _MAX_LAPS = 15
-_PAYS = 0.8  # of the gap before a lap: what is left of it after one that was worth it
+_PROMISING = 0.3  # of the gap after the first lap: what its last half has won of the bound
+_PAYS = 0.8  # of the gap before two later laps: what is left of it if they were worth it
+_SMALL = 0.1  # nats, of which half the draws a step win as much as all do
 _NUM_DRAWS = 4096
 _NEAR = 1.0  # nats: what is farther off is not left to a flow without couplings
 _GOOD_K = 0.7  # of so few draws it is known to a tenth or two
@@ -28,7 +31,7 @@ class Opening:
 
     What the flow lacks without them is estimated by importance weights: log Z minus the ELBO, and
     the shape of the weights' tail. Steps without them are cheap, so there are more of them, lap by
-    lap, as long as each takes a fifth off that gap.
+    lap, as long as two of them take a fifth off that gap.
 
     Args:
         guide: The guide.
@@ -76,12 +79,22 @@ class Opening:
             self.told = f"Couplings were added to the flow, whose ELBO was {found} without them."
         return good
 
-    def pays(self) -> bool:
-        """Whether another lap is worth its steps."""
-        *before, last = self.gaps
+    def pays(self, losses: Sequence[float]) -> bool:
+        """Whether another lap is worth its steps, after one with these losses."""
+        last = self.gaps[-1]
         if not math.isfinite(last) or len(self.gaps) >= _MAX_LAPS or len(self._guide.modes) > 1:
             return False
-        return last <= (_PAYS * before[-1] if before else _NEAR)
+        if len(self.gaps) > 1:
+            return len(self.gaps) == 2 or last <= _PAYS * self.gaps[-3]
+        return last <= _NEAR and _fall(losses) >= _PROMISING * last
+
+    @property
+    def left_little(self) -> bool:
+        """Whether little is left to be found by couplings, so that fewer draws a step will do.
+
+        The noise of the path gradient is in proportion to it.
+        """
+        return self.gaps[-1] <= _SMALL and len(self._guide.modes) <= 1
 
     def _judge(self) -> tuple[float, float]:
         weights = []
@@ -99,6 +112,14 @@ class Opening:
     def _set(self, *, awake: bool) -> None:
         for part in dormant_parts(self._guide):
             part.awake = awake
+
+
+def _fall(losses: Sequence[float]) -> float:
+    """By how much the mean of the last quarter is below that of the one before."""
+    quarter = len(losses) // 4
+    if not quarter:
+        return 0.0
+    return mean_and_error(losses[-2 * quarter : -quarter])[0] - mean_and_error(losses[-quarter:])[0]
 
 
 def dormant_parts(guide: AutoFlow) -> list[Dormant]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..guides import AutoFlow
 from .objectives import PathELBO
 
-__all__ = ["LEAST_PARTICLES", "fill_in_particles"]
+__all__ = ["LEAST_PARTICLES", "fill_in_particles", "halved"]
 
 LEAST_PARTICLES = 256
 _MOST_PARTICLES = 1024
@@ -28,6 +28,11 @@ def fill_in_particles(
     affordable = _NUMBERS // max(_num_observed(model, guide, args, kwargs), 1)
     power = 2 ** (affordable.bit_length() - 1) if affordable else 0
     loss.num_particles = min(max(power, LEAST_PARTICLES), _MOST_PARTICLES)
+
+
+def halved(number: int) -> int:
+    """Half as many draws, but no fewer than the fewest."""
+    return max(number // 2, min(number, LEAST_PARTICLES))
 
 
 def _num_observed(model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> int:

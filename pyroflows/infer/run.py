@@ -17,6 +17,7 @@ from .checkpoint import Checkpoint, random_state, set_random_state
 from .distributed import ExchangeError, Ranks, Terminated, terminable
 from .objectives import PathELBO
 from .opening import NUM_OPENING_STEPS, Opening
+from .particles import halved
 from .progress import Progress
 from .race import hold_race
 from .sample_average import SampleAverage
@@ -79,6 +80,7 @@ class Run:
         self._checkpoint: Checkpoint | None = None
         self._mark: tuple[int, dict, Any] = (0, {}, 0)
         self._opening: Opening | None = None
+        self._gaps: list[float] = []
         self.races, self.race_factor = False, 1.0
         self.grows = False
         self.average: Average | None = None
@@ -183,7 +185,8 @@ class Run:
             return self.schedule.stop_reason(self._steps_taken, self._elapsed) or ""
         if not opening.is_over(self._steps_taken, self._elapsed, budget):
             return ""
-        found = self.ranks.tell((opening.suffices(), opening.pays(), opening.told))
+        lap = self.losses[self._steps_before :]
+        found = self.ranks.tell((opening.suffices(), opening.pays(lap), opening.told))
         suffices, pays, self.opening_told = found
         if suffices:
             return "converged"
@@ -198,12 +201,17 @@ class Run:
         """Another lap of the opening."""
         self._steps_before = len(self.losses)
         self.schedule = Schedule(NUM_OPENING_STEPS, None, self._main.tolerance)
+        self.schedule.end_exploring()  # the lap before has met the posterior
         self.schedule.start_from(self.loss.spread)
+        self.schedule.scale(1 / len(self._opening.gaps))
         self.progress.follow(self.schedule, self._steps_before)
 
     def _go_on(self, spread: float | None) -> None:
         """Go on from the opening with all of the flow."""
         self._opening.wake()
+        if self.grows and self._opening.left_little:
+            self.loss.num_particles = halved(self.loss.num_particles)
+        self._gaps = self._opening.gaps
         self._opening, self._steps_before = None, len(self.losses)
         self.schedule = self._main
         self.progress.follow(self.schedule, self._steps_before)
@@ -314,7 +322,7 @@ class Run:
                     "is_over": self._opening is None,
                     "steps_before": self._steps_before,
                     "told": self.opening_told,
-                    "gaps": self._opening.gaps if self._opening else [],
+                    "gaps": self._opening.gaps if self._opening else self._gaps,
                 },
                 "stepper": self.stepper.state_dict(),
                 "average": self.average and self.average.state_dict(),
@@ -345,10 +353,10 @@ class Run:
         self.stop_reason = state["stop_reason"]
         opening = state["opening"]
         self.opening_told = opening["told"]
-        if self._opening is not None and opening["is_over"]:
-            self._go_on(None)
-        elif self._opening is not None:
+        if self._opening is not None:
             self._opening.gaps = list(opening["gaps"])
+            if opening["is_over"]:
+                self._go_on(None)
         self._steps_before = opening["steps_before"]
         self.progress.follow(self.schedule, self._steps_before)
         self.schedule.load_state_dict(state["schedule"])
