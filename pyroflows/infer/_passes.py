@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["InPasses", "where_defined"]
+__all__ = ["InPasses", "numbers_per_point", "where_defined"]
 
 _NUMBERS_PER_PASS = 2**24
 
@@ -64,14 +64,20 @@ class _Sizes(TorchDispatchMode):
         return out
 
 
+def numbers_per_point(log_density: Callable[[Tensor], Tensor], u: Tensor) -> int:
+    """How many numbers are made for a point: what it costs, the same on any machine."""
+    return sum(_sizes(log_density, u[:3])) // 3
+
+
+def _sizes(log_density: Callable[[Tensor], Tensor], u: Tensor) -> list[int]:
+    with _Sizes() as sizes, torch.no_grad():
+        where_defined(log_density, u)
+    return sizes.found
+
+
 def _largest_per_point(log_density: Callable[[Tensor], Tensor], u: Tensor) -> int:
     """By how much the tensor that grows most grows with each point more."""
-    found = []
-    for number in (2, 3):
-        with _Sizes() as sizes, torch.no_grad():
-            where_defined(log_density, u[:number])
-        found.append(sizes.found)
-    few, more = found
+    few, more = (_sizes(log_density, u[:number]) for number in (2, 3))
     if len(few) != len(more):  # of another course: count all as if it grew
         return max(more, default=0) // 3
     return max((b - a for a, b in zip(few, more, strict=True)), default=0)

@@ -63,7 +63,7 @@ def check_optimizer(optimizer: Any, learning_rate: float | None) -> None:
 
 
 def check_restarts(
-    number: int, guide: Any, optimizer: Any, num_diagnostic_samples: int, ranks: Ranks
+    number: int, guide: Any, optimizer: Any, num_diagnostic_samples: int | None, ranks: Ranks
 ) -> None:
     """Raise for refits that could not be made, or not be compared."""
     if isinstance(number, bool) or not isinstance(number, int) or number < 0:
@@ -80,7 +80,7 @@ def check_restarts(
             "fit_guide: num_restarts needs an optimizer for each fit, got one that is made "
             f"({type(optimizer).__name__}): pass a factory such as torch.optim.Adam."
         )
-    if not num_diagnostic_samples:
+    if num_diagnostic_samples == 0:
         raise ValueError(
             "fit_guide: num_restarts compares fits by their diagnostics, and "
             "num_diagnostic_samples=0 leaves these out."

@@ -65,7 +65,7 @@ def fit_guide(
     tolerance: float = 0.002,
     seed: int | None = None,
     progress_bar: bool = True,
-    num_diagnostic_samples: int = 10_000,
+    num_diagnostic_samples: int | None = None,
     num_restarts: int = 0,
     chunk_size: int | None = None,
     compile: bool = False,
@@ -106,7 +106,9 @@ def fit_guide(
             weights of a guide are drawn where it is made: for the same numbers again, call
             ``pyro.set_rng_seed`` before that too.
         progress_bar: Whether to show one. Nothing else is ever printed.
-        num_diagnostic_samples: Draws for the diagnostics; 0 for none.
+        num_diagnostic_samples: Draws for the diagnostics; 0 for none. If not given, 10,000, and
+            100,000 where weights are nearly equal but the shape of their tail is not clear from
+            these, if the model is cheap.
         num_restarts: Independent refits of an :class:`~pyroflows.AutoFlow`, each from other points
             and weights, at the cost of a fit. The best of all is kept; where another finds more of
             the posterior, or another place for it, the verdict says so.
@@ -187,7 +189,7 @@ def fit_guide(
                 )
             run.train(guide, file)
     fit = _collect(run, guide, loss, seed, ranks)
-    if num_diagnostic_samples:
+    if num_diagnostic_samples != 0:
         diagnose(fit, model, args, kwargs, num_diagnostic_samples, ranks)
     return _refitted(fit, given, args, kwargs) if num_restarts else fit
 

@@ -19,6 +19,7 @@ NUM_OPENING_STEPS = 200
 _MAX_LAPS = 15
 _PROMISING = 0.3  # of the gap after the first lap: what its last half has won of the bound
 _PAYS = 0.8  # of the gap before two later laps: what is left of it if they were worth it
+_WORTH = 2.0  # tolerances, which couplings have to gain to be worth their time
 _SMALL = 0.1  # nats, of which half the draws a step win as much as all do
 _NUM_DRAWS = 4096
 _NEAR = 1.0  # nats: what is farther off is not left to a flow without couplings
@@ -63,26 +64,30 @@ class Opening:
         late = time_budget is not None and elapsed > _TIME_SHARE * time_budget
         return num_steps >= NUM_OPENING_STEPS or late
 
-    def suffices(self) -> bool:
-        """Whether the flow is good enough as it is; says why."""
+    def decide(self, losses: Sequence[float], *, may_go_on: bool = True) -> str:
+        """What comes after a lap with these losses; says why.
+
+        Returns:
+            "stay" if the flow is good enough as it is, "again" for another lap, or "wake".
+        """
         gap, shape = self._judge()
         self.gaps.append(gap)
         several = len(self._guide.modes) > 1
-        good = gap <= self._tolerance and shape <= _GOOD_K and not several
+        again = may_go_on and not several and self._pays(losses)
+        limit = self._tolerance if again else _WORTH * self._tolerance
         found = f"{gap:.2g} nat below log Z with a k-hat of {shape:.2f}"
-        if good:
+        if gap <= limit and shape <= _GOOD_K and not several:
             self.told = (
                 f"The flow stays without its couplings, which could gain no more than "
-                f"{self._tolerance:g} nat: its ELBO is {found}."
+                f"{limit:g} nat: its ELBO is {found}."
             )
-        else:
-            self.told = f"Couplings were added to the flow, whose ELBO was {found} without them."
-        return good
+            return "stay"
+        self.told = f"Couplings were added to the flow, whose ELBO was {found} without them."
+        return "again" if again else "wake"
 
-    def pays(self, losses: Sequence[float]) -> bool:
-        """Whether another lap is worth its steps, after one with these losses."""
+    def _pays(self, losses: Sequence[float]) -> bool:
         last = self.gaps[-1]
-        if not math.isfinite(last) or len(self.gaps) >= _MAX_LAPS or len(self._guide.modes) > 1:
+        if not math.isfinite(last) or len(self.gaps) >= _MAX_LAPS:
             return False
         if len(self.gaps) > 1:
             return len(self.gaps) == 2 or last <= _PAYS * self.gaps[-3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ __all__ = ["LEAST_PARTICLES", "fill_in_particles", "halved"]
 
 LEAST_PARTICLES = 256
 _MOST_PARTICLES = 1024
-_NUMBERS = 2**22  # that the likelihood of all draws may take together
+_NUMBERS = 2**19  # that the likelihood of all draws may take together, about
 
 
 def fill_in_particles(
@@ -25,9 +26,9 @@ def fill_in_particles(
     """Let a step take as many draws as cost little more than the fewest do."""
     if not isinstance(guide, AutoFlow) or not loss.takes_all_at_once(model, guide, args, kwargs):
         return
-    affordable = _NUMBERS // max(_num_observed(model, guide, args, kwargs), 1)
-    power = 2 ** (affordable.bit_length() - 1) if affordable else 0
-    loss.num_particles = min(max(power, LEAST_PARTICLES), _MOST_PARTICLES)
+    affordable = _NUMBERS / max(_num_observed(model, guide, args, kwargs), 1)
+    power = 2 ** round(math.log2(affordable))
+    loss.num_particles = int(min(max(power, LEAST_PARTICLES), _MOST_PARTICLES))
 
 
 def halved(number: int) -> int:

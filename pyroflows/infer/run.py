@@ -186,11 +186,11 @@ class Run:
         if not opening.is_over(self._steps_taken, self._elapsed, budget):
             return ""
         lap = self.losses[self._steps_before :]
-        found = self.ranks.tell((opening.suffices(), opening.pays(lap), opening.told))
-        suffices, pays, self.opening_told = found
-        if suffices:
+        decision = opening.decide(lap, may_go_on=budget is None)
+        decision, self.opening_told = self.ranks.tell((decision, opening.told))
+        if decision == "stay":
             return "converged"
-        if pays and budget is None:
+        if decision == "again":
             self._open_again()
             return ""
         self._go_on(self.loss.spread)
