@@ -11,7 +11,8 @@ from pyro.infer.autoguide import AutoNormal
 
 from pyroflows import AutoFlow, energy_model, fit_guide
 from pyroflows.infer.average import Average
-from pyroflows.infer.opening import NUM_OPENING_STEPS, dormant_parts
+from pyroflows.infer.opening import NUM_OPENING_STEPS, Opening, dormant_parts
+from pyroflows.infer.particles import halved
 from pyroflows.infer.race import FACTORS, hold_race
 
 Y = torch.tensor([1.0, 2.0, 3.0])
@@ -29,6 +30,7 @@ def _fresh():
 def brief(monkeypatch):
     """All stages of a fit, each short, and none left out."""
     monkeypatch.setattr("pyroflows.infer.opening._GOOD_K", -float("inf"))
+    monkeypatch.setattr("pyroflows.infer.opening._NUM_DRAWS", 64)
     monkeypatch.setattr("pyroflows.infer.opening.NUM_OPENING_STEPS", 40)
     monkeypatch.setattr("pyroflows.infer.run.NUM_OPENING_STEPS", 40)
     monkeypatch.setattr("pyroflows.infer.race.LAPS", ((3, 10), (2, 10)))
@@ -103,10 +105,60 @@ def test_no_warning_of_parameters_that_sleep(recwarn):
     assert not [w for w in recwarn if "receive no gradient" in str(w.message)]
 
 
+def funnel():
+    x = pyro.sample("x", dist.Normal(0.0, 3.0))
+    pyro.sample("y", dist.Normal(torch.zeros(2), (0.5 * x).exp()[..., None]).to_event(1))
+
+
+def test_a_funnel_needs_more_laps_and_no_couplings():
+    guide = guide_of(funnel)
+    fit = quick(funnel, guide, num_diagnostic_samples=10_000)
+    assert NUM_OPENING_STEPS < fit.num_steps <= 10 * NUM_OPENING_STEPS
+    assert fit.num_steps % NUM_OPENING_STEPS == 0
+    assert is_awake(guide) == [False]
+    assert fit.diagnostics.log_z - fit.diagnostics.elbo < 0.01
+
+
+FLAT, FALLING = [1.0] * 200, [1.0] * 150 + [0.0] * 50
+
+
+@pytest.mark.parametrize(
+    ("laps", "decision"),
+    [
+        ([(0.5, FLAT)], "wake"),  # nothing more to come
+        ([(0.5, FALLING)], "again"),
+        ([(5.0, [10.0] * 150 + [0.0] * 50)], "wake"),  # too far off for a flow without couplings
+        ([(0.0035, FLAT)], "stay"),  # what is not worth couplings,
+        ([(0.0035, FALLING)], "again"),  # but a lap
+        ([(0.0015, FALLING)], "stay"),
+        ([(0.5, FALLING), (0.6, FLAT)], "again"),  # one lap may fail
+        ([(0.5, FALLING), (0.6, FLAT), (0.45, FLAT)], "wake"),  # two may not
+        ([(0.5, FALLING), (0.6, FLAT), (0.3, FLAT)], "again"),
+        ([(float("inf"), FALLING)], "wake"),
+    ],
+)
+def test_what_comes_after_a_lap(laps, decision, monkeypatch):
+    opening = Opening(guide_of(normal, Y), None, None, tolerance=0.002)
+    for gap, losses in laps:
+        monkeypatch.setattr(opening, "_judge", lambda gap=gap: (gap, 0.3))
+        found = opening.decide(losses)
+    assert found == decision
+
+
+def test_with_a_time_budget_there_is_one_lap(monkeypatch):
+    opening = Opening(guide_of(normal, Y), None, None, tolerance=0.002)
+    monkeypatch.setattr(opening, "_judge", lambda: (0.5, 0.3))
+    assert opening.decide(FALLING, may_go_on=False) == "wake"
+
+
 @pytest.mark.usefixtures("brief")
-@pytest.mark.parametrize("cut_at", [20, 70, 120])
+@pytest.mark.parametrize("cut_at", [60, 150, 200])
 def test_a_fit_cut_short_goes_on_to_the_same_numbers(cut_at, tmp_path, monkeypatch):
-    """In the opening, in the race that follows it, and after that."""
+    """In the second of three laps of the opening, in the race that follows, and after that."""
+    monkeypatch.setattr("pyroflows.infer.opening._PROMISING", -1e9)
+    monkeypatch.setattr("pyroflows.infer.opening._PAYS", 1e9)
+    monkeypatch.setattr("pyroflows.infer.opening._NEAR", 1e9)
+    monkeypatch.setattr("pyroflows.infer.opening._MAX_LAPS", 3)
     options = {"num_particles": 16, "tolerance": 10.0, "checkpoint": tmp_path / "fit.pt"}
 
     def fit(**more):
@@ -136,6 +188,21 @@ def test_a_fit_cut_short_goes_on_to_the_same_numbers(cut_at, tmp_path, monkeypat
 
 
 # -- how many draws ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "half"), [(1024, 512), (512, 256), (300, 256), (256, 256)])
+def test_half_the_draws_and_no_fewer_than_the_fewest(number, half):
+    assert halved(number) == half
+
+
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize(("small", "number"), [(1e9, 512), (0.0, 1024)])
+def test_half_the_draws_where_little_is_left(small, number, monkeypatch):
+    monkeypatch.setattr("pyroflows.infer.opening._SMALL", small)
+    fit = quick(banana, guide_of(banana), tolerance=10.0)
+    assert fit.num_particles == number
+    given = quick(banana, guide_of(banana), tolerance=10.0, num_particles=64)
+    assert given.num_particles == 64
 
 
 def many_data(y):
