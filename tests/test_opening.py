@@ -128,8 +128,8 @@ FLAT, FALLING = [1.0] * 200, [1.0] * 150 + [0.0] * 50
         ([(0.5, FLAT)], "wake"),  # nothing more to come
         ([(0.5, FALLING)], "again"),
         ([(5.0, [10.0] * 150 + [0.0] * 50)], "wake"),  # too far off for a flow without couplings
-        ([(0.0035, FLAT)], "stay"),  # what is not worth couplings,
-        ([(0.0035, FALLING)], "again"),  # but a lap
+        ([(0.0023, FLAT)], "stay"),  # what is not worth couplings,
+        ([(0.0023, FALLING)], "again"),  # but a lap
         ([(0.0015, FALLING)], "stay"),
         ([(0.5, FALLING), (0.6, FLAT)], "again"),  # one lap may fail
         ([(0.5, FALLING), (0.6, FLAT), (0.45, FLAT)], "wake"),  # two may not

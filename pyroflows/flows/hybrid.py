@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ..bijector import Bijector, Compose
-from ..bijectors import Autoregressive, Dormant
+from ..bijectors import Autoregressive, Dormant, Elementwise
 from ..networks import Activation, Chain
 from ..transformers import Affine, RationalQuadraticSpline
 from .layers import checked_layers, couplings
@@ -19,6 +19,7 @@ _SPLINES_UP_TO = 16
 _STEPS_UP_TO = 128
 _REACH = 3.0  # standard deviations of the base: beyond, networks have seen too few draws
 # The log-scales of a funnel span several powers of e, in a straight line.
+_SHAPE = RationalQuadraticSpline(8, 8.0)
 _FUNNEL = Affine(max_log_scale=10.0, sharpness=8)
 
 
@@ -32,11 +33,14 @@ def hybrid(
     num_bins: int = 8,
     bound: float = 8.0,
     activation: Activation = "silu",
+    order: Sequence[int] | None = None,
 ) -> Bijector:
-    """Couplings, then a layer of linear shifts and log-scales: for posteriors, `auto`.
+    """Couplings, splines, then a layer of linear shifts and log-scales: for posteriors, `auto`.
 
     The last layer is a funnel's, and with an affine map after it what skews a posterior at first
-    order; the couplings add the rest. Half of these are splines in up to 16 dimensions, none above.
+    order; a spline for each coordinate makes that the posterior of a regression whose scale comes
+    first in the order. The couplings add the rest: half of them splines in up to 16 dimensions,
+    none above.
     """
     options = {"hidden_dims": hidden_dims, "activation": activation, "reach": _REACH}
     number, num_splines = checked_layers(num_layers), 0
@@ -49,10 +53,14 @@ def hybrid(
     if number > num_splines:
         layers += couplings(dim, context_dim, number - num_splines, Affine(3.0), options)
     rest = Dormant(_at_identity(Compose(*layers)))
+    shapes = _at_identity(Elementwise(dim, context_dim=context_dim, transformer=_SHAPE))
     if dim > _STEPS_UP_TO:
-        return Compose(rest)
-    last = Autoregressive(dim, context_dim=context_dim, transformer=_FUNNEL, hidden_dims=())
-    return Compose(rest, last)
+        return Compose(rest, Dormant(shapes))
+    order = list(range(dim) if order is None else order)
+    options = {"context_dim": context_dim, "transformer": _FUNNEL, "hidden_dims": ()}
+    if dim > 1:
+        shapes = Compose(shapes, Autoregressive(dim, order=order[::-1], **options))
+    return Compose(rest, Dormant(shapes), Autoregressive(dim, order=order, **options))
 
 
 def _at_identity(bijector: Bijector) -> Bijector:

@@ -28,7 +28,7 @@ def made_again(
     """
     twin = copy.deepcopy(guide)
     twin._pyro_name = name
-    bijector = build_bijector(twin.latent_dim, **twin._recipe).to(twin._origin)
+    bijector = build_bijector(twin.latents, **twin._recipe).to(twin._origin)
     loc = twin._init_loc().to(twin._origin)
     with poutine.block(), torch.no_grad():
         density = twin.log_density(*args, **kwargs)

@@ -139,7 +139,7 @@ class AutoFlow(AutoContinuous):
         log_density = LogDensity(self._raw_model[0], self.latents, args, kwargs)
         dtype = torch.float64 if is_double and runs_in_double(loc, log_density) else loc.dtype
         self.register_buffer("_origin", torch.zeros_like(loc, dtype=dtype), persistent=False)
-        bijector = build_bijector(self.latents.dim, **self._recipe).to(self._origin)
+        bijector = build_bijector(self.latents, **self._recipe).to(self._origin)
         base = make_base(self._base_recipe[0], self._origin, bijector, self.latents)
         with poutine.block(), torch.no_grad():
             self.report, self.modes = initialise(bijector, log_density, loc.to(dtype), **self._init)

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from ..bijector import Bijector, Compose
 from ..bijectors import FullAffine, LocScale, LowRankAffine
 from ..flows import Flow, build_flow
+from ..latents import Latents
 from ..log_density import LogDensity, StructureError
 from .angles import periods_of
 from .gaussians import FULL, SPARING, Start
@@ -28,10 +30,13 @@ _RUNAWAY = 1e15  # a coordinate, or a log density, that no posterior of use has
 
 
 def build_bijector(
-    dim: int, flow: str | Flow, outer: str | None, options: dict[str, Any]
+    latents: Latents, flow: str | Flow, outer: str | None, options: dict[str, Any]
 ) -> Compose:
     """Build a flow and the affine map after it. A flow that is affine already stands alone."""
     check_outer(outer)
+    dim = latents.dim
+    if flow == "hybrid":
+        options = {"order": scales_first(latents)} | options
     inner = build_flow(flow, dim, **options)
     if any(periods_of(inner, dim)):
         if outer not in ("auto", None):
@@ -52,6 +57,23 @@ def build_bijector(
     if outer is None:
         return Compose(inner)
     return Compose(inner, _affine(outer, dim))
+
+
+def scales_first(latents: Latents) -> list[int]:
+    """The coordinates in an order in which the width of others may depend on those before.
+
+    Positive latents come first, as scales are positive, and otherwise they stay as the model draws
+    them: what a model draws later depends on what it drew before.
+    """
+    first, others, start = [], [], 0
+    for site in latents.sites.values():
+        support = site.support
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        is_scale = isinstance(support, constraints.greater_than | constraints.greater_than_eq)
+        (first if is_scale else others).extend(range(start, start + site.size))
+        start += site.size
+    return first + others
 
 
 def _affine(outer: str, dim: int) -> Bijector:

@@ -17,6 +17,9 @@ __all__ = ["Muon", "MuonAdam", "network_matrices"]
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of x, x^3, x^5, as in the reference
 _ITERATIONS = 5
+# In nats: the slope of the ELBO below which Adam's steps are no longer of one length. Without it,
+# what few draws depend on, as the outer bins of a spline, walks at random.
+_EPS = 1e-3
 _LIKE_ADAM = 0.2  # the root mean square of Adam's steps, in learning rates
 _BETAS = (0.9, 0.95)  # a rare large gradient is forgotten in twenty steps, not in a thousand
 
@@ -94,7 +97,9 @@ class MuonAdam:
         others = [p for p in params if id(p) not in chosen]
         self._parts: list[Optimizer] = [Muon(first, lr=lr)]
         if others:
-            self._parts.append(Adam(others, lr=lr, betas=_BETAS, fused=can_be_fused(others)))
+            self._parts.append(
+                Adam(others, lr=lr, betas=_BETAS, eps=_EPS, fused=can_be_fused(others))
+            )
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:

@@ -19,7 +19,8 @@ NUM_OPENING_STEPS = 200
 _MAX_LAPS = 15
 _PROMISING = 0.3  # of the gap after the first lap: what its last half has won of the bound
 _PAYS = 0.8  # of the gap before two later laps: what is left of it if they were worth it
-_WORTH = 2.0  # tolerances, which couplings have to gain to be worth their time
+_EVEN = 0.25  # tolerances: of weights as equal as with this gap the shape of the tail is noise
+_WORTH = 1.25  # tolerances, which couplings have to gain to be worth their time
 _SMALL = 0.1  # nats, of which half the draws a step win as much as all do
 _NUM_DRAWS = 4096
 _NEAR = 1.0  # nats: what is farther off is not left to a flow without couplings
@@ -46,7 +47,9 @@ class Opening:
     ) -> None:
         self._guide, self._evaluate, self._loss = guide, evaluate, loss
         self._tolerance = tolerance
-        self.gaps: list[float] = []  # after each lap
+        self._parts = dormant_parts(guide)[::-1]  # the last is the largest
+        self.num_awake = 0
+        self.gaps: list[float] = []  # after each lap since a part woke
         self.told = ""
 
     @property
@@ -55,10 +58,23 @@ class Opening:
         return {id(p) for part in dormant_parts(self._guide) for p in part.parameters()}
 
     def sleep(self) -> None:
-        self._set(awake=False)
+        """Let all parts sleep but those that are awake by now."""
+        for number, part in enumerate(self._parts):
+            part.awake = number < self.num_awake
 
     def wake(self) -> None:
-        self._set(awake=True)
+        """Wake all parts."""
+        for part in self._parts:
+            part.awake = True
+
+    def wake_next(self) -> bool:
+        """Wake one more part, unless it is the last one."""
+        if self.num_awake + 1 >= len(self._parts):
+            return False
+        self.num_awake += 1
+        self.gaps = []
+        self.sleep()
+        return True
 
     def is_over(self, num_steps: int, elapsed: float, time_budget: float | None) -> bool:
         late = time_budget is not None and elapsed > _TIME_SHARE * time_budget
@@ -68,7 +84,8 @@ class Opening:
         """What comes after a lap with these losses; says why.
 
         Returns:
-            "stay" if the flow is good enough as it is, "again" for another lap, or "wake".
+            "stay" if the flow is good enough as it is, "again" for another lap, or "wake" for one
+            with more of the flow.
         """
         gap, shape = self._judge()
         self.gaps.append(gap)
@@ -76,7 +93,8 @@ class Opening:
         again = may_go_on and not several and self._pays(losses)
         limit = self._tolerance if again else _WORTH * self._tolerance
         found = f"{gap:.2g} nat below log Z with a k-hat of {shape:.2f}"
-        if gap <= limit and shape <= _GOOD_K and not several:
+        good = shape <= _GOOD_K or gap <= _EVEN * self._tolerance
+        if gap <= limit and good and not several:
             self.told = (
                 f"The flow stays without its couplings, which could gain no more than "
                 f"{limit:g} nat: its ELBO is {found}."
@@ -113,10 +131,6 @@ class Opening:
         smoothed, shape = smooth_log_weights(finite)
         log_z = smoothed.logsumexp(0) - math.log(len(finite))
         return float(log_z - finite.mean()), shape
-
-    def _set(self, *, awake: bool) -> None:
-        for part in dormant_parts(self._guide):
-            part.awake = awake
 
 
 def _fall(losses: Sequence[float]) -> float:

@@ -190,7 +190,7 @@ class Run:
         decision, self.opening_told = self.ranks.tell((decision, opening.told))
         if decision == "stay":
             return "converged"
-        if decision == "again":
+        if decision == "again" or (budget is None and opening.wake_next()):
             self._open_again()
             return ""
         self._go_on(self.loss.spread)
@@ -203,7 +203,7 @@ class Run:
         self.schedule = Schedule(NUM_OPENING_STEPS, None, self._main.tolerance)
         self.schedule.end_exploring()  # the lap before has met the posterior
         self.schedule.start_from(self.loss.spread)
-        self.schedule.scale(1 / len(self._opening.gaps))
+        self.schedule.scale(1 / max(len(self._opening.gaps), 1))
         self.progress.follow(self.schedule, self._steps_before)
 
     def _go_on(self, spread: float | None) -> None:
@@ -323,6 +323,7 @@ class Run:
                     "steps_before": self._steps_before,
                     "told": self.opening_told,
                     "gaps": self._opening.gaps if self._opening else self._gaps,
+                    "num_awake": self._opening.num_awake if self._opening else 0,
                 },
                 "stepper": self.stepper.state_dict(),
                 "average": self.average and self.average.state_dict(),
@@ -355,6 +356,8 @@ class Run:
         self.opening_told = opening["told"]
         if self._opening is not None:
             self._opening.gaps = list(opening["gaps"])
+            self._opening.num_awake = opening["num_awake"]
+            self._opening.sleep()
             if opening["is_over"]:
                 self._go_on(None)
         self._steps_before = opening["steps_before"]
