@@ -74,8 +74,8 @@ def test_a_hybrid_starts_as_the_identity(dim):
 def test_a_hybrid_holds_a_funnel_without_its_couplings():
     """Log-scales that are linear in the first coordinate, far out too."""
     flow = pf.build_flow("hybrid", 3, num_layers=2, hidden_dims=(8,)).double()
-    rest, last = flow.bijectors
-    rest.awake = False
+    rest, shapes, last = flow.bijectors
+    rest.awake = shapes.awake = False
     weight = last.conditioner.net.linears[0].weight
     with torch.no_grad():
         weight.view(2, 3, 3)[1, 1:, 0] = 1.5
