@@ -30,6 +30,7 @@ def _fresh():
 def brief(monkeypatch):
     """All stages of a fit, each short, and none left out."""
     monkeypatch.setattr("pyroflows.infer.opening._GOOD_K", -float("inf"))
+    monkeypatch.setattr("pyroflows.infer.opening._FAIR_K", -float("inf"))
     monkeypatch.setattr("pyroflows.infer.opening._EVEN", -float("inf"))
     monkeypatch.setattr("pyroflows.infer.opening._NUM_DRAWS", 64)
     monkeypatch.setattr("pyroflows.infer.opening.NUM_OPENING_STEPS", 40)
@@ -173,6 +174,27 @@ def test_what_comes_after_a_lap(laps, decision, monkeypatch):
     for gap, losses in laps:
         monkeypatch.setattr(opening, "_judge", lambda gap=gap: (gap, 0.3))
         found = opening.decide(losses)
+    assert found == decision
+
+
+@pytest.mark.parametrize(
+    ("num_awake", "laps", "decision"),
+    [
+        (0, [(0.001, 0.6)], "wake"),  # splines
+        (1, [(0.001, 0.6)], "again"),
+        (1, [(0.001, 0.6)] * 2, "again"),
+        (1, [(0.001, 0.6)] * 3, "stay"),  # as good as it gets without couplings
+        (1, [(0.001, 0.8)] * 3, "wake"),
+        (1, [(0.0004, 0.8)] * 3, "stay"),  # weights so equal that the shape is noise
+        (1, [(0.001, 0.4)], "stay"),
+    ],
+)
+def test_a_tail_gets_a_few_laps(num_awake, laps, decision, monkeypatch):
+    opening = Opening(guide_of(normal, Y), None, None, tolerance=0.002)
+    opening.num_awake = num_awake
+    for judged in laps:
+        monkeypatch.setattr(opening, "_judge", lambda judged=judged: judged)
+        found = opening.decide(FLAT)
     assert found == decision
 
 

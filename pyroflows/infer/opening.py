@@ -24,7 +24,9 @@ _WORTH = 1.25  # tolerances, which couplings have to gain to be worth their time
 _SMALL = 0.1  # nats, of which half the draws a step win as much as all do
 _NUM_DRAWS = 4096
 _NEAR = 1.0  # nats: what is farther off is not left to a flow without couplings
-_GOOD_K = 0.7  # of so few draws it is known to a tenth or two
+_GOOD_K = 0.5  # of so few draws it is known to a tenth or two
+_FAIR_K = 0.7  # for a tail that a few laps more did not mend
+_LAPS_FOR_TAIL = 3
 _TIME_SHARE = 0.2  # of a time budget at most
 
 
@@ -69,7 +71,7 @@ class Opening:
 
     def wake_next(self) -> bool:
         """Wake one more part, unless it is the last one."""
-        if self.num_awake + 1 >= len(self._parts):
+        if not self._has_more:
             return False
         self.num_awake += 1
         self.gaps = []
@@ -93,15 +95,26 @@ class Opening:
         again = may_go_on and not several and self._pays(losses)
         limit = self._tolerance if again else _WORTH * self._tolerance
         found = f"{gap:.2g} nat below log Z with a k-hat of {shape:.2f}"
-        good = shape <= _GOOD_K or gap <= _EVEN * self._tolerance
-        if gap <= limit and good and not several:
+        self.told = f"Couplings were added to the flow, whose ELBO was {found} without them."
+        is_near = gap <= limit and not several
+        if is_near and may_go_on and shape > _GOOD_K and self._can_mend():
+            return "wake" if self._has_more and not again else "again"
+        if is_near and (shape <= _FAIR_K or gap <= _EVEN * self._tolerance):
             self.told = (
                 f"The flow stays without its couplings, which could gain no more than "
                 f"{limit:g} nat: its ELBO is {found}."
             )
             return "stay"
-        self.told = f"Couplings were added to the flow, whose ELBO was {found} without them."
         return "again" if again else "wake"
+
+    @property
+    def _has_more(self) -> bool:
+        """Whether there is more to wake than the largest part."""
+        return self.num_awake + 1 < len(self._parts)
+
+    def _can_mend(self) -> bool:
+        """Whether a lap or two may help a tail that alone is not right."""
+        return self._has_more or len(self.gaps) < _LAPS_FOR_TAIL
 
     def _pays(self, losses: Sequence[float]) -> bool:
         last = self.gaps[-1]
