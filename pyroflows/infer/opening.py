@@ -120,8 +120,10 @@ class Opening:
         last = self.gaps[-1]
         if not math.isfinite(last) or len(self.gaps) >= _MAX_LAPS:
             return False
+        if len(self.gaps) == 2 and not self.num_awake:  # one lap may fail
+            return True
         if len(self.gaps) > 1:
-            return len(self.gaps) == 2 or last <= _PAYS * self.gaps[-3]
+            return last <= _PAYS * self.gaps[max(len(self.gaps) - 3, 0)]
         return last <= _NEAR and _fall(losses) >= _PROMISING * last
 
     @property

@@ -202,8 +202,9 @@ class Run:
         self._steps_before = len(self.losses)
         self.schedule = Schedule(NUM_OPENING_STEPS, None, self._main.tolerance)
         self.schedule.end_exploring()  # the lap before has met the posterior
-        self.schedule.start_from(self.loss.spread)
-        self.schedule.scale(1 / max(len(self._opening.gaps), 1))
+        if self._opening.gaps:  # what has just woken takes steps of full length
+            self.schedule.start_from(self.loss.spread)
+            self.schedule.scale(1 / len(self._opening.gaps))
         self.progress.follow(self.schedule, self._steps_before)
 
     def _go_on(self, spread: float | None) -> None:
