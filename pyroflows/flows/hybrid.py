@@ -21,6 +21,7 @@ _REACH = 3.0  # standard deviations of the base: beyond, networks have seen too 
 # The log-scales of a funnel span several powers of e, in a straight line.
 _SHAPE = RationalQuadraticSpline(8, 8.0)
 _FUNNEL = Affine(max_log_scale=10.0, sharpness=8)
+_BACK = Affine(max_log_scale=3.0, sharpness=8)  # one such range is enough
 
 
 @register_flow("hybrid")
@@ -53,14 +54,18 @@ def hybrid(
     if number > num_splines:
         layers += couplings(dim, context_dim, number - num_splines, Affine(3.0), options)
     rest = Dormant(_at_identity(Compose(*layers)))
-    shapes = _at_identity(Elementwise(dim, context_dim=context_dim, transformer=_SHAPE))
+    network = {"hidden_dims": hidden_dims, "activation": activation}  # of the context, if any
+    shapes = Elementwise(dim, context_dim=context_dim, transformer=_SHAPE, **network)
+    shapes = _at_identity(shapes)
     if dim > _STEPS_UP_TO:
         return Compose(rest, Dormant(shapes))
     order = list(range(dim) if order is None else order)
-    options = {"context_dim": context_dim, "transformer": _FUNNEL, "hidden_dims": ()}
+    options = {"context_dim": context_dim, "hidden_dims": ()}
     if dim > 1:
-        shapes = Compose(shapes, Autoregressive(dim, order=order[::-1], **options))
-    return Compose(rest, Dormant(shapes), Autoregressive(dim, order=order, **options))
+        back = Autoregressive(dim, order=order[::-1], transformer=_BACK, **options)
+        shapes = Compose(shapes, back)
+    last = Autoregressive(dim, order=order, transformer=_FUNNEL, **options)
+    return Compose(rest, Dormant(shapes), last)
 
 
 def _at_identity(bijector: Bijector) -> Bijector:
