@@ -44,6 +44,7 @@ from .sample_average import SampleAverage
 from .schedule import Schedule
 from .steps import PyroStepper, Stepper, TorchStepper, loss_and_grads
 from .survey import guide_name, survey
+from .tails import find_tails
 
 __all__ = ["GuideFit", "fit_guide"]
 
@@ -184,7 +185,7 @@ def fit_guide(
             run.grows = explores and num_particles is None and isinstance(guide, AutoFlow)
             _start(run, model, guide, args, kwargs, explores, file)
             if sample_average:
-                run.sample_average = _sample_average(
+                run.ending.sample_average = _sample_average(
                     run, model, guide, args, kwargs, sample_average
                 )
             run.train(guide, file)
@@ -230,8 +231,9 @@ def _start(
         return
     run.explores = True
     run.evaluate_anew = evaluate = partial(loss.loss, model, guide, *args, **kwargs)
-    run.races = run.races and run.schedule.may_end_early and isinstance(guide, AutoFlow)
-    run.average = Average(run.params, device_of(guide, args, kwargs))
+    is_free = run.schedule.may_end_early
+    run.races = run.races and is_free and isinstance(guide, AutoFlow)
+    run.ending.average = Average(run.params, device_of(guide, args, kwargs))
     _open(run, guide, evaluate, file)
     loss.loss(model, guide, *args, **kwargs)
     warn_of_old_start(guide, loss.spread)
@@ -240,6 +242,8 @@ def _start(
     if not loss.subsampled and run.stepper.trains_only(guide):
         run.weighs_tails = True
         run.schedule.start_from(loss.spread, is_built=_is_built(guide))
+        if is_free and run.schedule.time_budget is None and run.ranks.size == 1:
+            run.ending.tails = find_tails(guide, loss, run.params, run.schedule.tolerance)
 
 
 def _sample_average(
@@ -362,9 +366,10 @@ def _collect(run: Run, guide: Callable, loss: Any, seed: int | None, ranks: Rank
         seed=seed,
         explored_again=run.explores and run.schedule.returned,
         opening=run.opening_told,
+        tails=run.ending.told,
         race_factor=run.race_factor,
-        averaging_gain=run.averaging_gain,
-        sample_average_gain=run.sample_average_gain,
+        averaging_gain=run.ending.averaging_gain,
+        sample_average_gain=run.ending.sample_average_gain,
         compilation=str(getattr(loss, "compiled", None) or ""),
         compile_seconds=getattr(getattr(loss, "compiled", None), "seconds", 0.0),
     )

@@ -138,6 +138,11 @@ class PathELBO(Trace_ELBO):
         self._num_nonfinite, self._tally = number, None
 
     @property
+    def density(self) -> LogDensity | None:
+        """The log density that draws of a flow were scored by, if any were."""
+        return None if self._density is None else self._density[3]
+
+    @property
     def subsampled(self) -> bool:
         """Whether the model showed a part of its data only, so that log p is an estimate."""
         return self._density is not None and self._density[3].subsampled

@@ -79,6 +79,7 @@ class GuideFit:
         sample_average_gain: What ``sample_average`` gained, by other draws; zero where it was
             asked for and not kept, or not asked for.
         opening: What the fit found of the flow without its couplings, in words, if it began so.
+        tails: What became of steps for the tails, in words, if there were any.
         restarts: The other fits, where ``num_restarts`` asked for some: this one is the best.
     """
 
@@ -101,6 +102,7 @@ class GuideFit:
     compile_seconds: float = 0.0
     restarts: tuple[Restart, ...] = ()
     opening: str = ""
+    tails: str = ""
     race_factor: float = 1.0
     averaging_gain: float = 0.0
     sample_average_gain: float = 0.0
@@ -142,7 +144,7 @@ class GuideFit:
                 "The bound got worse under the path gradient: the ordinary one was used from then, "
                 "and the other tried again as the learning rate fell."
             )
-        lines += [self.opening] if self.opening else []
+        lines += [told for told in (self.opening, self.tails) if told]
         lines += [self.compilation] if self.compilation else []
         lines += [f"Note: {self.note}"] if self.note else []
         lines += [self._rising_in_words()] if self._is_rising() else []

@@ -12,15 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .average import Average
 from .checkpoint import Checkpoint, random_state, set_random_state
 from .distributed import ExchangeError, Ranks, Terminated, terminable
+from .ending import Ending
 from .objectives import PathELBO
 from .opening import NUM_OPENING_STEPS, Opening
 from .particles import halved
 from .progress import Progress
 from .race import hold_race
-from .sample_average import SampleAverage
 from .schedule import Schedule
 from .steps import Guard, Stepper
 from .survey import guide_name
@@ -83,9 +82,7 @@ class Run:
         self._gaps: list[float] = []
         self.races, self.race_factor = False, 1.0
         self.grows = False
-        self.average: Average | None = None
-        self.averaging_gain = self.sample_average_gain = 0.0
-        self.sample_average: SampleAverage | None = None
+        self.ending = Ending()
         self.params: dict[str, Tensor] = {}
         self.evaluate_anew: Callable[[], float] = lambda: math.nan
         self._held_out = random_state(device)
@@ -229,18 +226,12 @@ class Run:
 
     def _average(self) -> None:
         """Count the parameters in the mean over the end of the fit."""
-        settling = self.schedule.is_settling(self._steps_taken, self._elapsed)
-        if self.average is not None and settling:
-            self.average.add()
+        if self.schedule.is_settling(self._steps_taken, self._elapsed):
+            self.ending.add()
 
     def _finish(self) -> None:
         """Take what is better than the parameters after the last step."""
-        self._average()
-        if self.average is not None:
-            self.averaging_gain = self.ranks.tell(self.average.settle(self.evaluate_anew))
-        if self.sample_average is not None:
-            self.progress.begin("L-BFGS on a sample average")
-            self.sample_average_gain = self.sample_average.run(self.evaluate)
+        self.ending.run(self.evaluate_anew, self.evaluate, self.progress, self.ranks, self._elapsed)
 
     # -- there and back, for the race ----------------------------------------------------------
 
@@ -327,7 +318,7 @@ class Run:
                     "num_awake": self._opening.num_awake if self._opening else 0,
                 },
                 "stepper": self.stepper.state_dict(),
-                "average": self.average and self.average.state_dict(),
+                "average": self.ending.average and self.ending.average.state_dict(),
                 "race_factor": self.race_factor,
                 "random": self._mark[1],
                 "num_nonfinite": int(self._mark[2]),
@@ -366,8 +357,8 @@ class Run:
         self.schedule.load_state_dict(state["schedule"])
         self.stepper.load_state_dict(state["stepper"])
         self.race_factor = state["race_factor"]
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
+        if self.ending.average is not None:
+            self.ending.average.load_state_dict(state["average"])
         set_random_state(state["random"], self._device)
         if self.draws_apart:
             self.ranks.part_ways()
