@@ -20,7 +20,7 @@ from torch.distributions import constraints
 from pyroflows import energy_model
 from pyroflows.guides import AutoFlow
 from pyroflows.infer.fit import GuideFit, fit_guide
-from pyroflows.infer.schedule import Schedule, mean_and_error
+from pyroflows.infer.schedule import MAX_STEPS, Schedule, mean_and_error
 
 Y = torch.tensor([1.0, 2.0, 3.0])
 LOG_Z = dist.Normal(0.0, 2**0.5).log_prob(Y).sum().item()
@@ -198,11 +198,11 @@ def test_a_fit_that_starts_too_narrow_does_not_end_as_the_posterior_cut_off():
 
 def test_the_schedule_goes_on_while_the_loss_falls():
     schedule = Schedule(None, None, tolerance=0.01)
-    for step in range(1, 2001):
+    for step in range(1, MAX_STEPS + 1):
         schedule.factor(step - 1, 0.0)
         schedule.observe(step, -0.01 * step)
-    assert schedule.stop_reason(1999, 0.0) is None
-    assert schedule.stop_reason(2000, 0.0) == "num_steps"
+    assert schedule.stop_reason(MAX_STEPS - 1, 0.0) is None
+    assert schedule.stop_reason(MAX_STEPS, 0.0) == "num_steps"
 
 
 def test_smoothing_ignores_what_is_not_finite():

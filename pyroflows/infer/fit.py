@@ -92,7 +92,7 @@ def fit_guide(
         model_args: Positional arguments of model and guide.
         model_kwargs: Keyword arguments of model and guide.
         num_steps: Steps to take, all of them. If not given, the fit stops when the ELBO has
-            stopped improving, after 2,000 steps at most (or at the end of ``time_budget``).
+            stopped improving, after 1,500 steps at most (or at the end of ``time_budget``).
         time_budget: Seconds after which the fit has to end; the decay is fitted into it. The
             diagnostics come on top. Equal seeds give equal fits only without a time budget.
         num_particles: Draws a step. If not given, 1,024 for an ``AutoFlow`` whose model is run on

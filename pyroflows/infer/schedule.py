@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["MAX_STEPS", "Schedule", "mean_and_error"]
 
-MAX_STEPS = 2_000
+MAX_STEPS = 1_500
 _WARM_UP_STEPS = 50
 _WARM_UP_FRACTION = 0.1  # of a run too short for the whole warm-up
 _CLOSE = 0.3  # nats of spread in the log weights, a KL of about 0.05
