@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
+from .supports import event_of
+
 LogDensityFn = Callable[[Tensor], Tensor]
 
 
@@ -162,7 +164,7 @@ def energy_model(
     like = torch.zeros((), dtype=dtype, device=device)
     if not like.is_floating_point():
         raise ValueError(f"energy_model: expected a floating dtype, got {dtype}.")
-    support, event_shape = _event(support, dim)
+    support, event_shape = event_of(support, dim, "energy_model")
     measure = FlatMeasure.make(support, event_shape, like)
     with _forked_rng(like.device):
         batches = [x.requires_grad_() for x in _probe_batches(measure)]
@@ -188,58 +190,6 @@ def _check_arguments(log_density: object, dim: object, support: object, batched:
         raise TypeError(f"energy_model: expected dim to be an int, got {type(dim).__name__}.")
     if dim is not None and dim < 1:
         raise ValueError(f"energy_model: expected dim >= 1, got {dim}.")
-
-
-def _event(
-    support: constraints.Constraint | None, dim: int | None
-) -> tuple[constraints.Constraint, torch.Size]:
-    """The support as a constraint on whole points, and the shape of a point."""
-    implied = None if support is None else _implied_dim(support)
-    if dim is None and implied is None:
-        raise ValueError(
-            "energy_model: expected dim, the number of coordinates, because "
-            f"support={support} does not tell it: energy_model(log_density, dim=...)."
-        )
-    if None not in (dim, implied) and dim != implied:
-        raise ValueError(f"energy_model: got dim={dim}, but {support} has {implied} coordinates.")
-    dim = implied if dim is None else dim
-    support = constraints.real if support is None else support
-    if support.event_dim == 0:
-        support = constraints.independent(support, 1)
-    event_shape = torch.Size((dim,) * support.event_dim)
-    _check_support(support, event_shape)
-    return support, event_shape
-
-
-def _implied_dim(support: constraints.Constraint) -> int | None:
-    """The number of coordinates that a constraint fixes by itself, if it does."""
-    if isinstance(support, constraints.independent):
-        return _implied_dim(support.base_constraint)
-    if isinstance(support, constraints.stack):
-        return len(support.cseq)
-    if isinstance(support, constraints.cat):
-        return sum(support.lengths)
-    bounds = [getattr(support, bound, None) for bound in ("lower_bound", "upper_bound")]
-    sizes = [len(bound) for bound in bounds if isinstance(bound, Tensor) and bound.dim() == 1]
-    return max(sizes, default=None)
-
-
-def _check_support(support: constraints.Constraint, event_shape: torch.Size) -> None:
-    if support.is_discrete:
-        raise ValueError(f"energy_model: expected a continuous support, got {support}.")
-    try:
-        to_support = biject_to(support)
-        to_support.inverse_shape(event_shape)
-    except NotImplementedError as error:
-        raise ValueError(
-            f"energy_model: torch.distributions.biject_to does not know the support {support}. "
-            "Use one that it knows, or register a bijection for yours."
-        ) from error
-    except ValueError as error:
-        raise ValueError(
-            f"energy_model: points of shape {tuple(event_shape)} do not fit the support "
-            f"{support}: {error}"
-        ) from error
 
 
 def _forked_rng(device: torch.device) -> AbstractContextManager:

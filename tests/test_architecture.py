@@ -10,7 +10,7 @@ import pytest
 import pyroflows
 
 LAYERS = [
-    {"compiling", "inference_mode", "monotone"},
+    {"compiling", "inference_mode", "monotone", "supports"},
     {"networks", "transformers", "numerics", "memory", "psis", "stick_breaking"},
     {"bijector"},
     {"bijectors"},
@@ -19,6 +19,7 @@ LAYERS = [
     {"log_density"},
     {"guides"},
     {"infer"},
+    {"density"},
     {"diagnostics"},
 ]
 ROOT = Path(pyroflows.__file__).parent

@@ -148,7 +148,7 @@ def test_the_caller_may_say_which_kind_it_is():
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({}, ValueError, r"expected dim, .*energy_model\(log_density, dim="),
+        ({}, ValueError, r"expected dim, .*pass dim="),
         ({"dim": 0}, ValueError, "expected dim >= 1, got 0"),
         ({"dim": 2.0}, TypeError, "expected dim to be an int, got float"),
         ({"dim": 2, "support": "positive"}, TypeError, "to be a constraint.*got str"),
