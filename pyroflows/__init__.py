@@ -2,6 +2,7 @@
 
 from .bases import Base, available_bases, build_base
 from .bijector import Bijector, Compose, Inverse
+from .density import DensityFit, FlowDensity, fit_density
 from .diagnostics import compare_fits, plot_fit, plot_posteriors, to_inference_data
 from .energy import EnergyModel, energy_model
 from .flows import available_flows, build_flow, register_flow
@@ -33,7 +34,9 @@ __all__ = [
     "BridgeEstimate",
     "CompiledLoss",
     "Compose",
+    "DensityFit",
     "EnergyModel",
+    "FlowDensity",
     "GuideFit",
     "ImportanceDiagnostics",
     "Inverse",
@@ -49,6 +52,7 @@ __all__ = [
     "build_flow",
     "compare_fits",
     "energy_model",
+    "fit_density",
     "fit_guide",
     "importance_diagnostics",
     "plot_fit",

@@ -1,6 +1,8 @@
 """Densities to fit to data, and to use in models."""
 
 from .distribution import DensityDistribution
+from .fit import fit_density
 from .module import FlowDensity
+from .report import DensityFit
 
-__all__ = ["DensityDistribution", "FlowDensity"]
+__all__ = ["DensityDistribution", "DensityFit", "FlowDensity", "fit_density"]

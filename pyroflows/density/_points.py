@@ -18,7 +18,7 @@ _DIGITS = 8.0  # a column varies if it does in more than these many last bits' w
 
 
 def as_points(
-    density: FlowDensity, x: Any, context: Any, *, owner: str
+    density: FlowDensity, x: Any, context: Any, *, owner: str, least: int = 2
 ) -> tuple[Tensor, Tensor | None]:
     """Data as tensors of the density's dtype and device, or an error that says what to do.
 
@@ -27,6 +27,7 @@ def as_points(
         x: Points, an array or a tensor.
         context: Covariates, or ``None``.
         owner: Who was given them.
+        least: How many rows there have to be.
 
     Raises:
         TypeError: If these are no floating numbers, or covariates are missing or not wanted.
@@ -41,8 +42,8 @@ def as_points(
             f"{owner} expected x of shape (N, {', '.join(map(str, event))}), got "
             f"{tuple(x.shape)}{hint}."
         )
-    if len(x) < 2:
-        raise ValueError(f"{owner} expected at least two rows of x, got {len(x)}.")
+    if len(x) < least:
+        raise ValueError(f"{owner} expected at least {least} rows of x, got {len(x)}.")
     _check_finite(owner, "x", x)
     _check_inside(owner, density, x)
     return x, _context(density, context, len(x), owner, like)
