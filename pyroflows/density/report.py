@@ -60,7 +60,7 @@ class DensityFit:
         return len(self.losses)
 
     def __str__(self) -> str:
-        kept = f", of which the {self.best_epoch}th was kept" if self.validation_losses else ""
+        kept = f", the weights of number {self.best_epoch} kept" if self.validation_losses else ""
         lines = [
             f"{type(self.density).__name__}: the fit {_REASONS[self.stop_reason]} after "
             f"{self.num_epochs} epochs{kept} ({self.num_steps} steps in {self.seconds:.1f} s)."

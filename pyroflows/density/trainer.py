@@ -15,7 +15,7 @@ from ..infer.muon import MuonAdam, network_matrices
 from .module import FlowDensity
 from .split import Rows, Split
 
-__all__ = ["Limits", "Trainer", "mean_loss"]
+__all__ = ["Limits", "Trainer", "log_probs"]
 
 _WARM_UP = 50  # steps, or a tenth of the run
 _PATIENCE = 0.25  # of the run without a better validation loss
@@ -59,6 +59,7 @@ class Trainer:
         split: Rows to learn from and to choose by.
         limits: When to stop at the latest.
         loss: The loss of some rows, a tensor.
+        judge: The loss of validation rows, without noise.
         batch_size: Rows a step.
         learning_rate: The highest step size.
         weight_decay: By how much weights shrink, in learning rates.
@@ -71,13 +72,15 @@ class Trainer:
         split: Split,
         limits: Limits,
         loss: Callable[[Rows], Tensor],
+        judge: Callable[[Rows], float],
         *,
         batch_size: int,
         learning_rate: float,
         weight_decay: float,
         shown: bool,
     ) -> None:
-        self.density, self.split, self.limits, self._loss = density, split, limits, loss
+        self.density, self.split, self.limits = density, split, limits
+        self.loss, self._judge_rows = loss, judge
         self._batch_size, self._rate, self._decay = batch_size, learning_rate, weight_decay
         self._params = [p for p in density.parameters() if p.requires_grad]
         self._optimizer = MuonAdam(self._params, network_matrices(density), learning_rate)
@@ -122,10 +125,9 @@ class Trainer:
         if self.split.validation is not None:
             self._set(self._best[1])
 
-    @torch.no_grad()
     def validate(self) -> float:
-        """Minus the mean log density of the validation rows."""
-        return mean_loss(self.density, self.split.validation)
+        """The loss of the validation rows."""
+        return self._judge_rows(self.split.validation)
 
     def consider(self, loss: float) -> bool:
         """Keep the weights as they are, if they are the best so far."""
@@ -154,7 +156,7 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate * self._factor()
         self._optimizer.zero_grad()
-        loss = self._loss(rows)
+        loss = self.loss(rows)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._params, _CLIP)
         self.num_steps += 1
@@ -219,12 +221,6 @@ class Trainer:
     def _set(self, values: list[Tensor]) -> None:
         for p, value in zip(self._params, values, strict=True):
             p.copy_(value)
-
-
-@torch.no_grad()
-def mean_loss(density: FlowDensity, rows: Rows) -> float:
-    """Minus the mean log density of rows, scored in parts that fit memory."""
-    return -float(log_probs(density, rows).mean())
 
 
 @torch.no_grad()
