@@ -2,8 +2,14 @@
 
 from .bases import Base, available_bases, build_base
 from .bijector import Bijector, Compose, Inverse
-from .density import DensityFit, FlowDensity, fit_density
-from .diagnostics import compare_fits, plot_fit, plot_posteriors, to_inference_data
+from .density import DensityFit, FlowDensity, density_grid, fit_density, pit
+from .diagnostics import (
+    compare_fits,
+    plot_density,
+    plot_fit,
+    plot_posteriors,
+    to_inference_data,
+)
 from .energy import EnergyModel, energy_model
 from .flows import available_flows, build_flow, register_flow
 from .guides import AutoFlow, NeuTraReparam
@@ -51,10 +57,13 @@ __all__ = [
     "build_base",
     "build_flow",
     "compare_fits",
+    "density_grid",
     "energy_model",
     "fit_density",
     "fit_guide",
     "importance_diagnostics",
+    "pit",
+    "plot_density",
     "plot_fit",
     "plot_posteriors",
     "polish",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_fit", "plot_posteriors"]
+__all__ = ["new_figure", "plot_fit", "plot_posteriors"]
 
 # Okabe and Ito: told apart by colour-blind readers too, and in grey by their line styles.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -108,7 +108,7 @@ def plot_fit(fit: Any) -> Figure:
     if not steps.size:
         raise ValueError(f"plot_fit: expected a finite loss, got none in {len(elbo)} steps.")
     elbo = elbo[steps]
-    figure = _figure(6.4, 3.8)
+    figure = new_figure(6.4, 3.8)
     axes = figure.subplots()
     smooth = _smoothed(elbo)
     axes.plot(steps + 1, elbo, color=_COLORS[0], alpha=0.25, lw=0.7, label="ELBO, each step")
@@ -172,7 +172,8 @@ def _labels(array: xr.DataArray) -> list[str]:
     return [f"[{', '.join(map(str, index))}]" for index in itertools.product(*axes)]
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches that belongs to no window."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -206,7 +207,7 @@ def _density(draws: _Draws, _: int) -> Figure:
     labels = list(next(iter(draws.values())))
     columns = min(4, len(labels))
     rows = math.ceil(len(labels) / columns)
-    figure = _figure(max(2.6 * columns, 4.2), 2.0 * rows + 0.5)
+    figure = new_figure(max(2.6 * columns, 4.2), 2.0 * rows + 0.5)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, label in zip(panels, labels, strict=False):
         low, high = _range([fit[label] for fit in draws.values()])
@@ -277,7 +278,7 @@ def _is_wall(sample: np.ndarray, width: float, spread: float) -> bool:
 
 def _forest(draws: _Draws, _: int) -> Figure:
     labels = list(next(iter(draws.values())))
-    figure = _figure(6.4, 0.9 + len(labels) * (0.16 + 0.13 * len(draws)))
+    figure = new_figure(6.4, 0.9 + len(labels) * (0.16 + 0.13 * len(draws)))
     axes = figure.subplots()
     offsets = np.linspace(0.3, -0.3, len(draws)) if len(draws) > 1 else [0.0]
     rows = np.arange(len(labels))[::-1]
@@ -309,7 +310,7 @@ def _pair(draws: _Draws, max_draws: int) -> Figure:
             "kind='density'."
         )
     side = max(1.7 * size, 4.4)
-    figure = _figure(side, side + 0.4)
+    figure = new_figure(side, side + 0.4)
     panels = figure.subplots(size, size, squeeze=False)
     ranges = {k: _range([fit[k] for fit in draws.values()]) for k in labels}
     for row, column in itertools.product(range(size), repeat=2):
