@@ -41,7 +41,7 @@ from .report import GuideFit
 from .restarts import refit
 from .run import Run
 from .sample_average import SampleAverage
-from .schedule import Schedule
+from .schedule import Schedule, most_steps
 from .steps import PyroStepper, Stepper, TorchStepper, loss_and_grads
 from .survey import guide_name, survey
 from .tails import find_tails
@@ -92,7 +92,8 @@ def fit_guide(
         model_args: Positional arguments of model and guide.
         model_kwargs: Keyword arguments of model and guide.
         num_steps: Steps to take, all of them. If not given, the fit stops when the ELBO has
-            stopped improving, after 1,500 steps at most (or at the end of ``time_budget``).
+            stopped improving, after 1,500 steps at most, 2,500 in up to 16 dimensions (or at the
+            end of ``time_budget``).
         time_budget: Seconds after which the fit has to end; the decay is fitted into it. The
             diagnostics come on top. Equal seeds give equal fits only without a time budget.
         num_particles: Draws a step. If not given, 1,024 for an ``AutoFlow`` whose model is run on
@@ -160,7 +161,6 @@ def fit_guide(
     check_optimizer(optimizer, learning_rate)
     explores = loss is None
     loss = make_loss(loss, num_particles, chunk_size, compile)
-    schedule = Schedule(num_steps, time_budget, tolerance)
     ranks = find_ranks(distributed, device_of(guide, args, kwargs))
     check_restarts(num_restarts, guide, optimizer, num_diagnostic_samples, ranks)
     refuse_to_compile(compile, ranks)
@@ -169,6 +169,7 @@ def fit_guide(
         stepper, params = _make_stepper(
             model, guide, args, kwargs, optimizer, learning_rate, loss, ranks
         )
+        schedule = Schedule(num_steps, time_budget, tolerance, most_steps(guide))
         if num_particles is None and explores:
             fill_in_particles(loss, model, guide, args, kwargs)
         settings = {name: given[name] for name in _SETTINGS} | {

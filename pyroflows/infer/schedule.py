@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from statistics import fmean, stdev
 from typing import Any
 
-__all__ = ["MAX_STEPS", "Schedule", "mean_and_error"]
+__all__ = ["MAX_STEPS", "Schedule", "mean_and_error", "most_steps"]
 
 MAX_STEPS = 1_500
+_MAX_STEPS_OF_FEW = 2_500
+_FEW = 16  # coordinates: their steps are cheap, and what is far from Gaussian asks for more
 _WARM_UP_STEPS = 50
 _WARM_UP_FRACTION = 0.1  # of a run too short for the whole warm-up
 _CLOSE = 0.3  # nats of spread in the log weights, a KL of about 0.05
@@ -65,10 +68,17 @@ class Schedule:
         num_steps: Steps to take, all of them; ``None`` to stop early when converged.
         time_budget: Seconds to take at most.
         tolerance: Improvement of the ELBO over a window, in nats, that is worth going on for.
+        most: Steps to take at most where neither is given.
     """
 
-    def __init__(self, num_steps: int | None, time_budget: float | None, tolerance: float) -> None:
-        self.max_steps = num_steps or (None if time_budget else MAX_STEPS)
+    def __init__(
+        self,
+        num_steps: int | None,
+        time_budget: float | None,
+        tolerance: float,
+        most: int = MAX_STEPS,
+    ) -> None:
+        self.max_steps = num_steps or (None if time_budget else most)
         self.time_budget = time_budget
         self.tolerance = tolerance
         self._may_converge = num_steps is None
@@ -245,6 +255,12 @@ class Schedule:
         first, before = self._decay_from
         by_limit = (self._progress(step, elapsed) - before) / max(1 - before, 1e-12)
         return min(1.0, max((step - first) / self._decay_steps, by_limit))
+
+
+def most_steps(guide: Callable) -> int:
+    """How many steps a fit of a guide takes at most, if it is to end by itself."""
+    dim = getattr(guide, "latent_dim", math.inf)
+    return _MAX_STEPS_OF_FEW if dim <= _FEW else MAX_STEPS
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float]:
