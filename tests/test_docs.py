@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
-NEEDS_ARVIZ = re.compile(r"arviz|to_inference_data|compare_fits|plot_posteriors")
+NEEDS_ARVIZ = re.compile(r"arviz|to_inference_data|compare_fits|plot_posteriors|plot_density")
 
 
 def python_blocks(text):
