@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-__all__ = ["event_of"]
+__all__ = ["contains", "event_of"]
 
 
 def event_of(
@@ -69,3 +69,23 @@ def _check_support(support: constraints.Constraint, event_shape: torch.Size, own
             f"{owner}: points of shape {tuple(event_shape)} do not fit the support "
             f"{support}: {error}"
         ) from error
+
+
+def contains(support: constraints.Constraint, x: Tensor) -> Tensor:
+    """Whether points are inside a support, on whose edge no density can be told.
+
+    Args:
+        support: A constraint on whole points.
+        x: Points, shape ``(*batch, *event_shape)``.
+
+    Returns:
+        Shape ``(*batch)``.
+    """
+    batch = x.shape[: x.dim() - support.event_dim]
+    free = biject_to(support).inv(x)
+    inside = free.isfinite().reshape(*batch, -1).all(-1)
+    try:
+        found = support.check(x)
+    except RuntimeError:  # a concatenation of constraints on vectors cannot check itself
+        found = inside
+    return inside & found if found.shape == batch else inside

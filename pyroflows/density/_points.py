@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..supports import contains
+
 if TYPE_CHECKING:
     from .module import FlowDensity
 
@@ -103,8 +105,7 @@ def _check_finite(owner: str, name: str, value: Tensor) -> None:
 
 
 def _check_inside(owner: str, density: FlowDensity, x: Tensor) -> None:
-    inside = density.support.check(x)
-    inside = inside & density.unbounded(x).isfinite().all(-1)
+    inside = contains(density.support, x)
     if inside.all():
         return
     rows = (~inside).nonzero()[:, 0]

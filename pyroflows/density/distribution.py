@@ -10,6 +10,8 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 from torch.distributions import biject_to
 
+from ..supports import contains
+
 if TYPE_CHECKING:
     from .module import FlowDensity
 
@@ -93,14 +95,19 @@ class DensityDistribution(TorchDistribution):
         if (draw := self._recall(value)) is not None:
             return draw.log_prob
         self._check(value)
-        to_support = biject_to(self.support)
+        to_support, inside = biject_to(self.support), None
+        if not self.density.is_unbounded:
+            # what is outside must not reach the flow, whose gradients it would spoil
+            inside = contains(self.support, value)
+            within = to_support(value.new_zeros(self.density.dim))
+            value = torch.where(inside.reshape(*inside.shape, *[1] * within.dim()), value, within)
         y = to_support.inv(value)
         context = self._standardized()
         z, log_det = self.density.bijector.inverse_and_log_det(y, context)
         base = self.density.base.log_prob(z, context if self._base_has_context else None)
         log_prob = base + log_det - self._support_log_det(y, value)
-        batch = torch.broadcast_shapes(log_prob.shape, self.batch_shape)
-        return self._or_none(value, log_prob.expand(batch))
+        log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+        return log_prob if inside is None else torch.where(inside, log_prob, -torch.inf)
 
     def entropy(self, num_samples: int = _NUM_DRAWS) -> Tensor:
         r"""Estimate :math:`-\mathrm E \log p(x)` from draws, in nats: shape ``batch_shape``."""
@@ -130,12 +137,6 @@ class DensityDistribution(TorchDistribution):
         log_det = to_support.log_abs_det_jacobian(y, value)
         extra = log_det.dim() - (y.dim() - 1)
         return log_det.flatten(-extra).sum(-1) if extra > 0 else log_det
-
-    def _or_none(self, value: Tensor, log_prob: Tensor) -> Tensor:
-        """A density of zero where points are outside the support, rather than one of elsewhere."""
-        if self.density.is_unbounded:
-            return log_prob
-        return torch.where(self.support.check(value), log_prob, -torch.inf)
 
     def _check(self, value: Tensor) -> None:
         if not value.is_floating_point():
