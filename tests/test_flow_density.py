@@ -279,3 +279,5 @@ def test_refusals():
         FlowDensity(2, "nfs")
     with pytest.raises(TypeError, match="support to be a constraint"):
         FlowDensity(2, support="positive")
+    with pytest.raises(ValueError, match=r"real vectors, and this one turns coordinates \[0, 1\]"):
+        FlowDensity(2, "ncsf")

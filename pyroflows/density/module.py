@@ -16,6 +16,7 @@ from ..bases.normals import DiagonalNormal, StandardNormal
 from ..bijector import Bijector, Compose
 from ..bijectors import FullAffine, LocScale, LowRankAffine
 from ..flows import Flow, build_flow
+from ..guides.angles import periods_of
 from ..supports import event_of
 from ._points import as_points, check_varied
 from .distribution import DensityDistribution
@@ -104,9 +105,9 @@ class FlowDensity(nn.Module):
         self._check_base()
         inner = build_flow(flow, self.dim, context_dim=context_dim, **options)
         inner = cheaper_to_score(inner)
+        _refuse_angles(inner, self.dim)
         parts = [inner]
-        periods = getattr(inner, "periods", None)
-        if standardize and not isinstance(inner, _AFFINE) and not periods:
+        if standardize and not isinstance(inner, _AFFINE):
             parts.append(FullAffine(self.dim) if self.dim <= _FULL_UP_TO else LocScale(self.dim))
         self.bijector = Compose(*parts)
         self.standardizes = standardize
@@ -234,6 +235,16 @@ def cheaper_to_score(flow: Bijector) -> Bijector:
             run(points, context)
         costs.append(counter.number)
     return flow if costs[0] <= _AS_CHEAP * costs[1] else flow.inv
+
+
+def _refuse_angles(flow: Bijector, dim: int) -> None:
+    angles = [i for i, period in enumerate(periods_of(flow, dim)) if period is not None]
+    if angles:
+        raise ValueError(
+            f"FlowDensity expected a flow of real vectors, and this one turns coordinates {angles} "
+            "as angles: take another flow, of their sines and cosines for instance, or make the "
+            "distribution by hand, TransformedDistribution(build_base('uniform', dim).distribution(), [flow])."
+        )
 
 
 def _start_at(affine: Bijector, y: Tensor) -> None:
