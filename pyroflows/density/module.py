@@ -243,7 +243,8 @@ def _refuse_angles(flow: Bijector, dim: int) -> None:
         raise ValueError(
             f"FlowDensity expected a flow of real vectors, and this one turns coordinates {angles} "
             "as angles: take another flow, of their sines and cosines for instance, or make the "
-            "distribution by hand, TransformedDistribution(build_base('uniform', dim).distribution(), [flow])."
+            "distribution by hand: TransformedDistribution(build_base('uniform', dim)"
+            ".distribution(), [flow])."
         )
 
 
