@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-__all__ = ["contains", "event_of"]
+__all__ = ["check_size", "contains", "event_of", "touches_edge"]
 
 
 def event_of(
@@ -21,8 +21,10 @@ def event_of(
         owner: Whose arguments these are, for messages.
 
     Raises:
+        TypeError: If the number is none.
         ValueError: If they contradict each other, or there is no way to the support.
     """
+    _check_known(support, owner)
     implied = None if support is None else _implied_dim(support)
     if dim is None and implied is None:
         raise ValueError(
@@ -31,13 +33,43 @@ def event_of(
         )
     if None not in (dim, implied) and dim != implied:
         raise ValueError(f"{owner}: got dim={dim}, but {support} has {implied} coordinates.")
-    dim = implied if dim is None else dim
+    dim = check_size(owner, "dim", implied if dim is None else dim, 1)
     support = constraints.real if support is None else support
     if support.event_dim == 0:
         support = constraints.independent(support, 1)
     event_shape = torch.Size((dim,) * support.event_dim)
     _check_support(support, event_shape, owner)
     return support, event_shape
+
+
+def check_size(owner: str, name: str, value: int, least: int) -> int:
+    """Return a size, or raise.
+
+    Raises:
+        TypeError: If it is no int.
+        ValueError: If it is too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        found = f"{value!r}" if value is None else f"{value!r} of type {type(value).__name__}"
+        raise TypeError(f"{owner} expected {name} to be an int, got {found}.")
+    if value < least:
+        raise ValueError(f"{owner} expected {name} >= {least}, got {value}.")
+    return value
+
+
+def _check_known(support: constraints.Constraint | None, owner: str) -> None:
+    """Raise if it cannot be told what the support holds for."""
+    if constraints.is_dependent(support):
+        raise ValueError(
+            f"{owner}: the support {support} depends on parameters that are not known here: pass "
+            "that of a distribution that has them, dist.Uniform(0.0, 1.0).support."
+        )
+    if isinstance(support, constraints.stack | constraints.cat) and support.dim >= 0:
+        kind = type(support).__name__.strip("_").lower()
+        raise ValueError(
+            f"{owner}: a support joined along dim={support.dim}, counted from the left, does not "
+            f"hold for batches of points: write constraints.{kind}(..., dim=-1)."
+        )
 
 
 def _implied_dim(support: constraints.Constraint) -> int | None:
@@ -72,7 +104,7 @@ def _check_support(support: constraints.Constraint, event_shape: torch.Size, own
 
 
 def contains(support: constraints.Constraint, x: Tensor) -> Tensor:
-    """Whether points are inside a support, on whose edge no density can be told.
+    """Whether points are inside a support, or on an edge of it to which rounding takes draws.
 
     Args:
         support: A constraint on whole points.
@@ -83,9 +115,44 @@ def contains(support: constraints.Constraint, x: Tensor) -> Tensor:
     """
     batch = x.shape[: x.dim() - support.event_dim]
     free = biject_to(support).inv(x)
-    inside = free.isfinite().reshape(*batch, -1).all(-1)
+    inside = free.isfinite().flatten(len(batch)).all(-1)
     try:
         found = support.check(x)
     except RuntimeError:  # a concatenation of constraints on vectors cannot check itself
         found = inside
     return inside & found if found.shape == batch else inside
+
+
+def touches_edge(support: constraints.Constraint, x: Tensor) -> Tensor:
+    """Whether points are where a support ends, at infinity in coordinates that know no bounds.
+
+    Maps to the support clamp these, so that finite numbers say nothing.
+
+    Args:
+        support: A constraint on whole points.
+        x: Points, shape ``(*batch, *event_shape)``.
+
+    Returns:
+        Shape ``(*batch)``.
+    """
+    batch = x.dim() - support.event_dim
+    return _at_edge(support, x).flatten(batch).any(-1)
+
+
+def _at_edge(support: constraints.Constraint, x: Tensor) -> Tensor:
+    """The same for each number of ``x``."""
+    if isinstance(support, constraints.independent):
+        return _at_edge(support.base_constraint, x)
+    if isinstance(support, constraints.stack):
+        parts = zip(support.cseq, x.unbind(support.dim), strict=True)
+        return torch.stack([_at_edge(c, part) for c, part in parts], support.dim)
+    if isinstance(support, constraints.cat):
+        parts = zip(support.cseq, x.split(support.lengths, support.dim), strict=True)
+        return torch.cat([_at_edge(c, part) for c, part in parts], support.dim)
+    if support is constraints.simplex:
+        return x == 0
+    bounds = [getattr(support, bound, None) for bound in ("lower_bound", "upper_bound")]
+    at_edge = torch.zeros_like(x, dtype=torch.bool)
+    for bound in bounds:
+        at_edge = at_edge if bound is None else at_edge | (x == bound)
+    return at_edge

@@ -12,7 +12,7 @@ from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch.distributions import biject_to, constraints
 
-from pyroflows import AutoFlow, FlowDensity, PathELBO, fit_guide
+from pyroflows import AutoFlow, FlowDensity, PathELBO, build_base, fit_guide
 
 MIXED = {
     "stack": constraints.stack([constraints.positive, constraints.unit_interval], -1),
@@ -281,3 +281,70 @@ def test_refusals():
         FlowDensity(2, support="positive")
     with pytest.raises(ValueError, match=r"real vectors, and this one turns coordinates \[0, 1\]"):
         FlowDensity(2, "ncsf")
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "options"),
+    [
+        (TypeError, "dim to be an int, got '3'", {"dim": "3"}),
+        (ValueError, "dim >= 1, got 0", {"dim": 0}),
+        (TypeError, "context_dim to be an int, got 1.5", {"dim": 2, "context_dim": 1.5}),
+        (ValueError, "context_dim >= 0, got -1", {"dim": 2, "context_dim": -1}),
+        (ValueError, "depends on parameters", {"dim": 2, "support": dist.Uniform.support}),
+        (
+            ValueError,
+            r"write constraints.stack\(..., dim=-1\)",
+            {"support": constraints.stack([constraints.positive, constraints.real], 0)},
+        ),
+        (ValueError, "base on all reals", {"dim": 2, "base": build_base("uniform", 2)}),
+    ],
+)
+def test_it_is_not_made_of_anything(kind, said, options):
+    with pytest.raises(kind, match=said):
+        FlowDensity(**options)
+
+
+@pytest.mark.parametrize("shape", [(3,), (5, 1), ()])
+def test_it_expands_to_more_points_only(shape):
+    conditioned = FlowDensity(2, context_dim=1)(torch.randn(5, 1))
+    with pytest.raises(ValueError, match="covariates need a row for each point of the plate"):
+        conditioned.expand(torch.Size(shape))
+    assert conditioned.expand(torch.Size((4, 5))).sample().shape == (4, 5, 2)
+
+
+def test_a_draw_is_scored_anew_when_parameters_have_changed():
+    density = FlowDensity(2)
+    found = density()
+    x = found.rsample((10,))
+    before = found.log_prob(x).detach()
+    with torch.no_grad():
+        for p in density.parameters():
+            p.add_(0.1)
+    torch.testing.assert_close(found.log_prob(x), density().log_prob(x.detach()))
+    assert (found.log_prob(x) - before).abs().max() > 0.1
+
+
+def test_points_on_an_edge_are_refused_as_data():
+    unit = FlowDensity(1, support=constraints.unit_interval)
+    with pytest.raises(ValueError, match=r"1 of 3 rows .* or on its edge \(the first: \[0\]\)"):
+        unit.initialize(torch.tensor([[0.0], [0.5], [0.7]]))
+    mixed = FlowDensity(2, support=MIXED["stack"])
+    with pytest.raises(ValueError, match=r"1 of 3 rows .* or on its edge \(the first: \[1\]\)"):
+        mixed.initialize(torch.tensor([[1.0, 0.5], [2.0, 1.0], [3.0, 0.7]]))
+
+
+def test_a_column_far_from_zero_is_no_constant():
+    x = torch.stack([torch.randn(100), 1e6 + torch.randn(100)], -1)
+    assert FlowDensity(2).initialize(x).is_initialized
+    with pytest.raises(ValueError, match=r"column \[1\] of 2 is constant"):
+        FlowDensity(2).initialize(torch.stack([x[:, 0], torch.full((100,), 1e6)], -1))
+
+
+def test_it_is_printed_and_copied_with_a_draw():
+    found = FlowDensity(2)()
+    found.rsample()
+    for copied in (copy.deepcopy(found), pickle.loads(pickle.dumps(found))):
+        assert copied.event_shape == (2,)
+    assert repr(found).startswith("DensityDistribution(batch_shape=(), event_shape=(2,)")
+    with pytest.raises(TypeError, match="tensor of points, got list"):
+        found.log_prob([1.0, 2.0])

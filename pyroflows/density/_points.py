@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..supports import contains
+from ..supports import contains, touches_edge
 
 if TYPE_CHECKING:
     from .module import FlowDensity
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["as_points", "check_varied"]
 
 _NAMED = 5
-_DIGITS = 8.0  # a column varies if it does in more than these many last bits' worth
+_RESOLUTION = 1 / 8  # of the last digit, below which a column is one number many times
+_ROUNDING = 8 * torch.finfo(torch.float64).eps  # of a mean
 
 
 def as_points(
@@ -105,7 +106,7 @@ def _check_finite(owner: str, name: str, value: Tensor) -> None:
 
 
 def _check_inside(owner: str, density: FlowDensity, x: Tensor) -> None:
-    inside = contains(density.support, x)
+    inside = contains(density.support, x) & ~touches_edge(density.support, x)
     if inside.all():
         return
     rows = (~inside).nonzero()[:, 0]
@@ -115,16 +116,22 @@ def _check_inside(owner: str, density: FlowDensity, x: Tensor) -> None:
     )
 
 
-def check_varied(owner: str, what: str, value: Tensor) -> None:
+def check_varied(owner: str, what: str, value: Tensor, dtype: torch.dtype) -> None:
     """Raise if a column of points ``(N, D)`` is constant.
+
+    Args:
+        owner: Who was given them.
+        what: What a column is.
+        value: The points, in double precision.
+        dtype: In what precision they were given.
 
     Raises:
         ValueError: If one is.
     """
     flat = value.flatten(1)
     spread = flat.std(0)
-    size = flat.abs().amax(0) * torch.finfo(torch.float32).eps / _DIGITS
-    constant = (spread <= size).nonzero()[:, 0]
+    digit = max(_RESOLUTION * torch.finfo(dtype).eps, _ROUNDING)
+    constant = (spread <= digit * flat.abs().amax(0)).nonzero()[:, 0]
     if len(constant):
         raise ValueError(
             f"{owner}: {what} {constant[:_NAMED].tolist()} of {flat.shape[1]} is constant, and has "

@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 from torch.distributions import biject_to
 
+from ..memory import _State as Snapshot
 from ..supports import contains
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DensityDistribution"]
 
-_NUM_DRAWS = 10_000  # of an estimate
+_NUM_DRAWS = 10_000  # of an estimate, if they fit memory
+_FEWEST_DRAWS, _MOST_POINTS = 200, 1_000_000
 
 
 class _Draw(NamedTuple):
@@ -25,6 +27,7 @@ class _Draw(NamedTuple):
     log_prob: Tensor
     version: int
     with_grad: bool
+    state: Snapshot  # of the parameters and covariates
 
 
 class DensityDistribution(TorchDistribution):
@@ -35,7 +38,7 @@ class DensityDistribution(TorchDistribution):
 
     Made by calling a :class:`~pyroflows.FlowDensity`, whose parameters it holds no copy of: it is
     for one use, and its density is that of the parameters of now. It remembers its last draw, and
-    scores that without inverting the flow.
+    scores that without inverting the flow, until a parameter changes.
 
     Args:
         density: The module.
@@ -60,7 +63,18 @@ class DensityDistribution(TorchDistribution):
         return self.density.support
 
     def expand(self, batch_shape: Size, _instance: None = None) -> DensityDistribution:
-        """Return independent copies of this distribution, of the given batch shape."""
+        """Return independent copies of this distribution, of the given batch shape.
+
+        Raises:
+            ValueError: If this batch shape does not expand to that one.
+        """
+        ends = list(batch_shape)[len(batch_shape) - len(self.batch_shape) :]
+        fits = [n in (1, wanted) for n, wanted in zip(self.batch_shape, ends, strict=False)]
+        if len(ends) != len(self.batch_shape) or not all(fits):
+            raise ValueError(
+                f"{type(self).__name__} of batch shape {tuple(self.batch_shape)} does not expand "
+                f"to {tuple(batch_shape)}: covariates need a row for each point of the plate."
+            )
         return DensityDistribution(self.density, self.context, Size(batch_shape))
 
     def rsample(self, sample_shape: Size = Size()) -> Tensor:
@@ -81,15 +95,17 @@ class DensityDistribution(TorchDistribution):
         to_support = biject_to(self.support)
         value = to_support(y)
         log_prob = base.log_prob(noise) - log_det - self._support_log_det(y, value)
-        version = 0 if value.is_inference() else value._version
-        self._draw = _Draw(value, log_prob, version, torch.is_grad_enabled())
+        self._draw = None
+        if not value.is_inference():  # whose edits leave no trace
+            state, with_grad = Snapshot(self._dependencies()), torch.is_grad_enabled()
+            self._draw = _Draw(value, log_prob, value._version, with_grad, state)
         return value, log_prob
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Score points of shape ``(*batch, *event_shape)``, one's own draw for free.
 
         Raises:
-            TypeError: If the points are not floating.
+            TypeError: If the points are no floating tensor.
             ValueError: If they have another event shape.
         """
         if (draw := self._recall(value)) is not None:
@@ -139,6 +155,10 @@ class DensityDistribution(TorchDistribution):
         return log_det.flatten(-extra).sum(-1) if extra > 0 else log_det
 
     def _check(self, value: Tensor) -> None:
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{type(self).__name__} expected a tensor of points, got {type(value).__name__}."
+            )
         if not value.is_floating_point():
             raise TypeError(
                 f"{type(self).__name__} expected floating points, got {value.dtype}: convert them, "
@@ -155,14 +175,28 @@ class DensityDistribution(TorchDistribution):
         draw = self._draw
         if draw is None or draw.value is not value:
             return None
-        if not value.is_inference() and value._version != draw.version:
+        if value._version != draw.version or not draw.state.same(self._dependencies()):
             return None
         return draw if draw.with_grad or not torch.is_grad_enabled() else None
+
+    def _dependencies(self) -> list[Tensor]:
+        tensors = [*self.density.parameters(), *self.density.buffers()]
+        return tensors if self.context is None else [*tensors, self.context]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_draw": None}  # a graph cannot be copied
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(batch_shape={tuple(self.batch_shape)}, "
+            f"event_shape={tuple(self.event_shape)}, support={self.support})"
+        )
 
     def _moments(self) -> tuple[Tensor, Tensor]:
         if self.density.is_affine:
             return self._affine_moments()
-        draws = self.rsample(Size((_NUM_DRAWS,)))
+        fitting = _MOST_POINTS // max(self.batch_shape.numel(), 1)
+        draws = self.rsample(Size((min(_NUM_DRAWS, max(_FEWEST_DRAWS, fitting)),)))
         return draws.mean(0), draws.var(0)
 
     def _affine_moments(self) -> tuple[Tensor, Tensor]:

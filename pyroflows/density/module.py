@@ -17,7 +17,7 @@ from ..bijector import Bijector, Compose
 from ..bijectors import FullAffine, LocScale, LowRankAffine
 from ..flows import Flow, build_flow
 from ..guides.angles import periods_of
-from ..supports import event_of
+from ..supports import check_size, event_of
 from ._points import as_points, check_varied
 from .distribution import DensityDistribution
 
@@ -25,6 +25,7 @@ __all__ = ["FlowDensity"]
 
 _FULL_UP_TO = 256  # coordinates, whose covariance is a matrix
 _AS_CHEAP = 1.5
+_SEARCHES = 1_000_000  # operations, no matter how many
 _AFFINE = (FullAffine, LocScale, LowRankAffine)
 
 
@@ -95,7 +96,8 @@ class FlowDensity(nn.Module):
         )
         self.support, self.event_shape = event_of(support, dim, "FlowDensity")
         size = biject_to(self.support).inverse_shape(self.event_shape)
-        self.dim, self.context_dim = Size(size).numel(), context_dim
+        self.dim = Size(size).numel()
+        self.context_dim = check_size("FlowDensity", "context_dim", context_dim, 0)
         if len(size) != 1:
             raise ValueError(
                 f"FlowDensity expected a support whose points are vectors in the end, got "
@@ -143,13 +145,14 @@ class FlowDensity(nn.Module):
         """
         x, context = as_points(self, x, context, owner="FlowDensity.initialize")
         y = self.unbounded(x.double())
-        check_varied("FlowDensity.initialize", "column", y)
+        check_varied("FlowDensity.initialize", "column", y, x.dtype)
         if self.standardizes:
             _start_at(self.bijector.bijectors[-1], y)
             if context is not None:
-                check_varied("FlowDensity.initialize", "covariate", context)
-                self.context_loc.copy_(context.double().mean(0))
-                self.context_scale.copy_(context.double().std(0))
+                given = context.double()
+                check_varied("FlowDensity.initialize", "covariate", given, context.dtype)
+                self.context_loc.copy_(given.mean(0))
+                self.context_scale.copy_(given.std(0))
         self._is_initialized.fill_(True)
         return self
 
@@ -166,7 +169,7 @@ class FlowDensity(nn.Module):
 
     def standardized(self, context: Tensor) -> Tensor:
         """Covariates in units of their standard deviation."""
-        return (context - self.context_loc) / self.context_scale
+        return ((context - self.context_loc) / self.context_scale).to(self.context_loc.dtype)
 
     def unbounded(self, x: Tensor) -> Tensor:
         """Points of the support in coordinates that know no bounds, shape ``(*, dim)``."""
@@ -183,6 +186,13 @@ class FlowDensity(nn.Module):
             raise ValueError(
                 f"FlowDensity expected a base of dim={self.dim} and context_dim 0 or "
                 f"{self.context_dim}, got dim={self.base.dim}, context_dim={self.base.context_dim}."
+            )
+        support = getattr(self.base.support, "base_constraint", self.base.support)
+        if support not in (constraints.real, constraints.real_vector):
+            raise ValueError(
+                f"FlowDensity expected a base on all reals, such as 'normal', got "
+                f"{type(self.base).__name__} with the support {self.base.support}: bounds of "
+                "points are told by support=..."
             )
 
     def _check_context(self, context: Any) -> None:
@@ -232,7 +242,12 @@ def cheaper_to_score(flow: Bijector) -> Bijector:
     for run in (flow.inverse_and_log_det, flow.forward_and_log_det):
         with _Operations() as counter, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            run(points, context)
+            try:
+                run(points, context)
+            except RuntimeError:
+                if not points.is_meta:
+                    raise
+                counter.number = _SEARCHES  # which reads numbers, and there are none
         costs.append(counter.number)
     return flow if costs[0] <= _AS_CHEAP * costs[1] else flow.inv
 
