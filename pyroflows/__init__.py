@@ -4,7 +4,10 @@ from .bases import Base, available_bases, build_base
 from .bijector import Bijector, Compose, Inverse
 from .density import DensityFit, FlowDensity, density_grid, fit_density, pit
 from .diagnostics import (
+    Calibration,
+    calibrate_density,
     compare_fits,
+    plot_calibration,
     plot_density,
     plot_fit,
     plot_posteriors,
@@ -38,6 +41,7 @@ __all__ = [
     "Base",
     "Bijector",
     "BridgeEstimate",
+    "Calibration",
     "CompiledLoss",
     "Compose",
     "DensityFit",
@@ -56,6 +60,7 @@ __all__ = [
     "bridge_log_z",
     "build_base",
     "build_flow",
+    "calibrate_density",
     "compare_fits",
     "density_grid",
     "energy_model",
@@ -63,6 +68,7 @@ __all__ = [
     "fit_guide",
     "importance_diagnostics",
     "pit",
+    "plot_calibration",
     "plot_density",
     "plot_fit",
     "plot_posteriors",
