@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.benchmarks import density
-from tests.benchmarks._density_toys import TOYS
+from tests.benchmarks._density_sets import rows_of
+from tests.benchmarks._density_toys import TOYS, draw_conditional, score_conditional
 
 ENTROPIES = {"moons": (0.295, 0.01), "8 gaussians": (2.845, 0.01), "checkerboard": (3.4657, 1e-4),
              "rings": (2.111, 0.02)}  # fmt: skip
@@ -21,9 +22,9 @@ def _seed():
 
 @pytest.mark.parametrize("name", TOYS)
 def test_toys_integrate_to_one(name):
-    grid = torch.linspace(-4.5, 4.5, 601, dtype=torch.float64) + 1e-4
+    grid = torch.linspace(-4.5, 4.5, 301, dtype=torch.float64) + 1e-4
     points = torch.cartesian_prod(grid, grid)
-    mass = TOYS[name].log_prob(points).exp().sum() * (9 / 600) ** 2
+    mass = TOYS[name].log_prob(points).exp().sum() * (9 / 300) ** 2
     assert float(mass) == pytest.approx(1, abs=0.01)
 
 
@@ -48,14 +49,49 @@ def test_it_runs_in_small(tmp_path, capsys):
     assert "log_likelihood" in capsys.readouterr().out
 
 
-def test_real_sets_are_left_out_in_words(capsys, monkeypatch):
-    monkeypatch.delenv(density.PATH_VARIABLE, raising=False)
-    density.main(["--smoke", "--toys", "rings", "--seeds", "0"])
-    assert "no real sets: give their folder by --path" in capsys.readouterr().out
+def test_what_is_missing_is_left_out_in_words(capsys, monkeypatch):
+    for variable in (density.PATH_VARIABLE, density.DATABASE_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
+    found = density.main(["--smoke", "--toys", "--sets", "magic", "diamonds", "--seeds", "0"])
+    assert not found
+    printed = capsys.readouterr().out
+    assert "left out: magic: give the folder of magic.csv.gz by --path" in printed
+    assert "left out: diamonds: give a clone of posteriordb" in printed
+
+
+@pytest.mark.parametrize(("name", "shape"), [("digits", (1797, 64)), ("patches", (33_180, 63))])
+def test_images_become_rows(name, shape):
+    pytest.importorskip("sklearn")
+    rows = rows_of(name, None, None)
+    assert rows.shape == shape
+    assert np.isfinite(rows).all()
+
+
+def test_the_conditional_toy_integrates_to_one():
+    grid = torch.linspace(-6, 6, 4001, dtype=torch.float64)[:, None]
+    for c in (-2.0, -0.3, 1.5):
+        mass = score_conditional(grid, torch.full_like(grid, c)).exp().sum() * 12 / 4000
+        assert float(mass) == pytest.approx(1, abs=1e-6)
+
+
+def test_draws_of_the_conditional_toy_are_its_own():
+    """The same mean log density, of draws and by the sum over a grid."""
+    x, c = draw_conditional(200_000)
+    grid = torch.linspace(-6, 6, 801, dtype=torch.float64)[None, :, None].expand(400, -1, 1)
+    at = ((torch.arange(400, dtype=torch.float64) + 0.5) / 100 - 2)[:, None, None].expand_as(grid)
+    score = score_conditional(grid.reshape(-1, 1), at.reshape(-1, 1))
+    expected = (score.exp() * score).sum() * 12 / 800 / 400
+    assert float(score_conditional(x, c).mean()) == pytest.approx(float(expected), abs=0.01)
+
+
+def test_a_covariate_counts(capsys):
+    (row,) = density.main(["--smoke", "--toys", "conditional", "--sets", "--seeds", "0"])
+    assert math.isfinite(row["gap"])
+    assert math.isfinite(row["shuffled"])
 
 
 @pytest.mark.parametrize("peer", ["zuko nsf", "mixture"])
 def test_peers_run_beside(peer):
     pytest.importorskip("zuko" if peer.startswith("zuko") else "sklearn")
-    found = density.main(["--smoke", "--toys", "rings", "--seeds", "0", "--peers", peer])
+    found = density.main(["--smoke", "--toys", "rings", "--sets", "--seeds", "0", "--peers", peer])
     assert [row["library"] for row in found] == ["pyroflows", peer]

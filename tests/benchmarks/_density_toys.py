@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["TOYS", "Toy"]
+__all__ = ["TOYS", "Toy", "draw_conditional", "score_conditional"]
 
 _NOISE = 0.05  # of the moons
 _NODES = 2_000  # of the integral along a moon
@@ -100,3 +100,25 @@ TOYS = {
     "checkerboard": Toy(_draw_checkerboard, _score_checkerboard),
     "rings": Toy(_draw_rings, _score_rings),
 }
+
+
+def draw_conditional(number: int) -> tuple[Tensor, Tensor]:
+    """Numbers and their covariates, shape ``(N, 1)`` each: two heaps of unequal mass."""
+    c = 4 * torch.rand(number, 1, dtype=torch.float64) - 2
+    middle, spread, share = _heaps(c)
+    side = torch.where(torch.rand_like(c) < share, 1.0, -1.0)
+    return side * middle + spread * torch.randn_like(c), c
+
+
+def score_conditional(x: Tensor, c: Tensor) -> Tensor:
+    """Log densities given the covariates, shape ``(N)``."""
+    middle, spread, share = _heaps(c)
+    parts = [
+        torch.distributions.Normal(sign * middle, spread).log_prob(x) + mass.log()
+        for sign, mass in ((1, share), (-1, 1 - share))
+    ]
+    return torch.cat(parts, -1).logsumexp(-1)
+
+
+def _heaps(c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return 1 + 0.5 * (2 * c).sin(), 0.1 + 0.15 * c.abs(), c.sigmoid()
