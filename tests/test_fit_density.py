@@ -11,8 +11,10 @@ from torch.distributions import constraints
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyroflows import FlowDensity, fit_density
+from pyroflows.density import trainer
 from pyroflows.density.split import split_rows
 from pyroflows.density.trainer import Limits
+from tests.benchmarks._density_toys import TOYS
 
 ROWS = 600
 quiet = {"progress_bar": False, "seed": 0}
@@ -258,3 +260,15 @@ def test_covariates_of_another_length_and_points_outside():
         fit_density(positive, torch.randn(20, 2), **quiet)
     with pytest.raises(TypeError, match="expected a FlowDensity, got function"):
         fit_density(lambda: None, torch.randn(20, 2), **quiet)
+
+
+def test_before_it_ends_early_steps_get_shorter(monkeypatch):
+    """Where long steps bring nothing better, shorter ones still do."""
+    monkeypatch.setattr(trainer, "_PATIENCE", 0.12)
+    x = TOYS["moons"].draw(10_000).float()
+    fit = fit_density(FlowDensity(2), x, num_steps=1000, **quiet)
+    assert fit.stop_reason == "early_stopping"
+    losses = fit.validation_losses
+    before = fit.num_steps - 250  # steps, when they began to fall
+    fallen = len(losses) * before // fit.num_steps
+    assert min(losses[fallen:]) < min(losses[:fallen]) - 0.01

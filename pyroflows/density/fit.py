@@ -53,7 +53,8 @@ def fit_density(
     from. Steps are those of Muon for the weights of networks and Adam for all else, with warm-up
     and a cosine; the weights with the best validation loss are kept, be they of one step or the
     mean over many. Without limits there are 100 epochs, or 2,000 to 10,000 steps where
-    these are fewer or more. A run ends early where a quarter of it brought nothing better.
+    these are fewer or more. Where a third of a run brings nothing better, it goes back to the best
+    weights, and ends from there with steps that fall to zero.
 
     Args:
         density: What is fitted, in place.

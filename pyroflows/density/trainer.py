@@ -18,7 +18,8 @@ from .split import Rows, Split
 __all__ = ["Limits", "Trainer", "log_probs"]
 
 _WARM_UP = 50  # steps, or a tenth of the run
-_PATIENCE = 0.25  # of the run without a better validation loss
+_PATIENCE = 0.35  # of the run without a better validation loss
+_FALL = 0.25  # of the run, over which the learning rate falls to zero after that
 _STEPS_BETWEEN = 20  # validations, at least
 _CLIP = 10.0  # norm of the gradient, in nats
 _AVERAGED_OVER = 500  # steps
@@ -86,6 +87,7 @@ class Trainer:
         self._optimizer = MuonAdam(self._params, network_matrices(density), learning_rate)
         self._mean = [p.detach().clone() for p in self._params]
         self._best = (math.inf, self._copy(), 0, 0.0)
+        self._fall: tuple[float, float] | None = None  # since when, and from which factor
         self._shown = shown
         self.losses: list[float] = []
         self.validation_losses: list[float] = []
@@ -196,13 +198,26 @@ class Trainer:
         self.consider(losses[1])
         self._set(now)
         self.validation_losses.append(min(losses, key=lambda x: (math.isnan(x), x)))
-        if not self.stop_reason and self._progress() - self._best[3] > _PATIENCE:
-            self.stop_reason = "early_stopping"
+        if self._fall is None and self._progress() - self._best[3] > _PATIENCE:
+            self._begin_to_fall()
+
+    def _begin_to_fall(self) -> None:
+        """Go back to the best weights, and on from there with ever smaller steps.
+
+        Where nothing gets better, steps are too long as often as the rows are known by heart, and
+        shorter ones tell which.
+        """
+        self._fall = self._progress(), self._factor()
+        self._set(self._best[1])
+        self._mean = self._copy()
 
     def _factor(self) -> float:
         progress = self._progress()
+        if self._fall is not None:
+            since, factor = self._fall
+            return factor * _cosine((progress - since) / _FALL)
         warm = max((self.num_steps + 1) / _WARM_UP, progress / 0.1)
-        return min(warm, 1.0) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+        return min(warm, 1.0) * _cosine(progress)
 
     def _state(self) -> tuple[float, int, float]:
         epochs = self.num_steps * self._batch_size / self.split.train.number
@@ -212,6 +227,8 @@ class Trainer:
         return self.limits.progress(*self._state())
 
     def _limit(self) -> str:
+        if self._fall is not None and self._progress() - self._fall[0] >= _FALL:
+            return "early_stopping"
         return self.limits.reason(*self._state())
 
     def _copy(self) -> list[Tensor]:
@@ -221,6 +238,11 @@ class Trainer:
     def _set(self, values: list[Tensor]) -> None:
         for p, value in zip(self._params, values, strict=True):
             p.copy_(value)
+
+
+def _cosine(progress: float) -> float:
+    """From one to zero."""
+    return (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
 @torch.no_grad()
