@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pyro
@@ -103,7 +102,7 @@ SEEDS_X2 = [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1]
 def seeds() -> None:
     """Germination of seeds (Crowder, 1978), a logistic regression with a random effect."""
     r, n, x2 = (torch.tensor(v, dtype=torch.float) for v in (SEEDS_R, SEEDS_N, SEEDS_X2))
-    x1 = (torch.arange(21) >= 11).float()
+    x1 = (torch.arange(21) >= 11).to(torch.get_default_dtype())
     tau = pyro.sample("tau", dist.Gamma(0.01, 0.01))
     a0, a1, a2, a12 = (pyro.sample(f"a{i}", dist.Normal(0.0, 10.0)) for i in ("0", "1", "2", "12"))
     with pyro.plate("plot", 21):
@@ -122,7 +121,10 @@ def logistic(x: Tensor, y: Tensor, scale: float) -> Callable:
     return model
 
 
-@cache
+def _in_default_dtype(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.to(torch.get_default_dtype()) for tensor in tensors]
+
+
 def breast_cancer() -> Callable:
     try:
         from sklearn.datasets import load_breast_cancer
@@ -131,10 +133,9 @@ def breast_cancer() -> Callable:
     features, label = load_breast_cancer(return_X_y=True)
     x = torch.tensor(features, dtype=torch.float64)
     x = torch.cat([torch.ones(len(x), 1), x / x.std(0, correction=0)], 1)
-    return logistic(x.float(), torch.tensor(label, dtype=torch.float), 10.0)
+    return logistic(*_in_default_dtype(x, torch.tensor(label)), 10.0)
 
 
-@cache
 def ionosphere() -> Callable:
     file = Path(os.environ.get(PATH_VARIABLE, "")) / "ionosphere.csv"
     if PATH_VARIABLE not in os.environ or not file.is_file():
@@ -145,7 +146,7 @@ def ionosphere() -> Callable:
     scale = x.std(0, correction=0)
     x = (x - x.mean(0)) / torch.where(scale > 0, scale, 1.0)
     x = torch.cat([torch.ones(len(x), 1), x], 1)
-    return logistic(x.float(), ((table[:, -1] + 1) / 2).float(), 1.0)
+    return logistic(*_in_default_dtype(x, (table[:, -1] + 1) / 2), 1.0)
 
 
 def credit() -> Callable:

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import pyro
@@ -44,7 +44,6 @@ def _normal(x: Tensor, scale: Tensor | float = 1.0) -> Tensor:
 # German credit: logistic regression ----------------------------------------------------------
 
 
-@cache
 def german_credit_data() -> tuple[Tensor, Tensor]:
     """An intercept and the features in units of their standard deviation; the labels."""
     path = Path(os.environ.get(PATH_VARIABLE, ""))
@@ -58,7 +57,8 @@ def german_credit_data() -> tuple[Tensor, Tensor]:
     table = torch.tensor([[float(cell) for cell in row] for row in rows], dtype=torch.float64)
     features = table[:, :-1] / table[:, :-1].std(0, correction=0)
     x = torch.cat([torch.ones(len(table), 1), features], 1)
-    return x.float(), (table[:, -1] - 1).float()
+    dtype = torch.get_default_dtype()
+    return x.to(dtype), (table[:, -1] - 1).to(dtype)
 
 
 def german_credit() -> Posterior:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ import pyroflows as pf
 from tests.benchmarks._common import (
     Judged,
     add_common_options,
+    default_dtype,
     fit_and_judge,
     moment_errors,
     print_row,
@@ -210,6 +211,7 @@ def _row(name: str, flow: str, seed: int, judged: Judged) -> dict[str, object]:
         "d": judged.fit.guide.latent_dim,
         "flow": flow,
         "seed": seed,
+        "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
         "elbo": judged.elbo,
         "gap": target.log_z - judged.elbo,
         "log_z_error": judged.log_z - target.log_z,
@@ -233,6 +235,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--num-steps", type=int, help="default: that of fit_guide")
     parser.add_argument("--path", type=Path, help="folder of the data files")
+    parser.add_argument("--float64", action="store_true", help="model and guide in float64")
     add_peers_option(parser)
     add_common_options(parser)
     args = parser.parse_args(argv)
@@ -247,8 +250,18 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     settings = {"num_steps": args.num_steps, "num_samples": 100_000}
     if args.smoke:
         settings = {"num_steps": args.num_steps or 3, "num_samples": 1000}
-
     rows: list[dict[str, object]] = []
+    with default_dtype(torch.float64 if args.float64 else torch.float32):
+        for row in _all_rows(names, flows, args.seeds, peers=args.peers, **settings):
+            rows.append(row)
+            print_row(row, header=len(rows) == 1)
+            write_json(args.output, rows, **settings)
+    return rows
+
+
+def _all_rows(
+    names: Sequence[str], flows: Sequence[str], seeds: Sequence[int], **settings: object
+) -> Iterator[dict[str, object]]:
     for name in names:
         try:
             TARGETS[name].model()
@@ -256,12 +269,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, object]]:
             print(f"left out: {error}")
             continue
         for flow in flows:
-            for seed in args.seeds if flow not in TARGETS[name].skip else ():
-                for row in measure(name, flow, seed, peers=args.peers, **settings):
-                    rows.append(row)
-                    print_row(row, header=len(rows) == 1)
-                    write_json(args.output, rows, **settings)
-    return rows
+            for seed in seeds if flow not in TARGETS[name].skip else ():
+                yield from measure(name, flow, seed, **settings)
 
 
 if __name__ == "__main__":
