@@ -47,12 +47,15 @@ def test_a_flow_finds_what_a_gaussian_cannot(dtype):
     assert not density.training
 
 
-def test_it_never_falls_below_the_gaussian_it_starts_from():
-    factor = torch.randn(8, 8)
-    x = torch.randn(300, 8) @ factor
+@pytest.mark.parametrize("seed", range(3))
+def test_it_never_falls_below_the_gaussian_it_starts_from(seed):
+    """Where the data are normal the start cannot be beaten, but by chance."""
+    torch.manual_seed(seed)
+    x = torch.randn(300, 8) @ torch.randn(8, 8)
     fit = fit_density(FlowDensity(8, "nsf"), x, num_steps=200, **quiet)
-    assert fit.log_likelihood > fit.gaussian - 2 * fit.log_likelihood_se - 0.1
-    assert fit.stop_reason == "early_stopping"
+    assert fit.log_likelihood == pytest.approx(fit.gaussian, abs=0.01)
+    assert fit.best_epoch == 0
+    assert "the start kept" in str(fit)
 
 
 def test_the_weights_with_the_best_validation_loss_are_kept():

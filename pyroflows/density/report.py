@@ -27,7 +27,8 @@ class DensityFit:
         density: The density, with the best weights found.
         losses: Minus the mean log density of the rows to learn from, in nats, over each epoch.
         validation_losses: That of the validation rows after each; empty without such rows.
-        best_epoch: The epoch whose weights were kept, from 1; the last without validation rows.
+        best_epoch: The epoch whose weights were kept, from 1, or 0 for those of the start; the last
+            without validation rows.
         stop_reason: ``"num_epochs"``, ``"num_steps"``, ``"time_budget"``, ``"early_stopping"``,
             ``"interrupted"`` or ``"diverged"``.
         num_steps: Steps taken, those left out included.
@@ -61,6 +62,8 @@ class DensityFit:
 
     def __str__(self) -> str:
         kept = f", the weights of number {self.best_epoch} kept" if self.validation_losses else ""
+        if self.validation_losses and not self.best_epoch:
+            kept = ", the start kept, as validation rows tell no difference"
         lines = [
             f"{type(self.density).__name__}: the fit {_REASONS[self.stop_reason]} after "
             f"{self.num_epochs} epochs{kept} ({self.num_steps} steps in {self.seconds:.1f} s)."

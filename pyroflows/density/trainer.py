@@ -86,7 +86,8 @@ class Trainer:
         self._params = [p for p in density.parameters() if p.requires_grad]
         self._optimizer = MuonAdam(self._params, network_matrices(density), learning_rate)
         self._mean = [p.detach().clone() for p in self._params]
-        self._best = (math.inf, self._copy(), 0, 0.0)
+        self._start = self._copy()
+        self._best = (math.inf, self._start, 0, 0.0)
         self._fall: tuple[float, float] | None = None  # since when, and from which factor
         self._shown = shown
         self.losses: list[float] = []
@@ -126,6 +127,22 @@ class Trainer:
         """Put the best weights seen so far in place."""
         if self.split.validation is not None:
             self._set(self._best[1])
+
+    def prefer_start(self) -> None:
+        """Go back to the start, unless validation rows like the best weights surely better.
+
+        The best of many is better by chance as well, and a flow starts as a Gaussian, which data
+        may be: so it is asked for more than one standard error of the differences.
+        """
+        if self.split.validation is None:
+            return
+        kept, found = self._copy(), log_probs(self.density, self.split.validation)
+        self._set(self._start)
+        gains = found - log_probs(self.density, self.split.validation)
+        if gains.mean() > gains.std() / math.sqrt(len(gains)):
+            self._set(kept)
+        else:
+            self._best = (self.validate(), self._start, 0, 0.0)
 
     def validate(self) -> float:
         """The loss of the validation rows."""
