@@ -275,3 +275,11 @@ def test_before_it_ends_early_steps_get_shorter(monkeypatch):
     before = fit.num_steps - 250  # steps, when they began to fall
     fallen = len(losses) * before // fit.num_steps
     assert min(losses[fallen:]) < min(losses[:fallen]) - 0.01
+
+
+def test_what_lbfgs_gained_is_not_told_where_the_start_is_kept():
+    x = torch.randn(200, 3)
+    fit = fit_density(FlowDensity(3, "nsf"), x, num_steps=20, lbfgs_steps=20, **quiet)
+    assert fit.best_epoch == 0
+    assert fit.lbfgs_gain == 0
+    assert fit.log_likelihood == pytest.approx(fit.gaussian, abs=0.01)

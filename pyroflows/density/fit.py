@@ -125,8 +125,8 @@ def fit_density(
         trainer.run()
         may_go_on = lbfgs_steps and trainer.stop_reason != "interrupted"
         gain = run_lbfgs(trainer, lbfgs_steps) if may_go_on else 0.0
-        if objective == "likelihood":
-            trainer.prefer_start()
+        if objective == "likelihood" and trainer.prefer_start():
+            gain = 0.0
         density.eval()
     return _collect(trainer, gain, perf_counter() - started)
 

@@ -128,21 +128,22 @@ class Trainer:
         if self.split.validation is not None:
             self._set(self._best[1])
 
-    def prefer_start(self) -> None:
+    def prefer_start(self) -> bool:
         """Go back to the start, unless validation rows like the best weights surely better.
 
         The best of many is better by chance as well, and a flow starts as a Gaussian, which data
         may be: so it is asked for more than one standard error of the differences.
         """
         if self.split.validation is None:
-            return
+            return False
         kept, found = self._copy(), log_probs(self.density, self.split.validation)
         self._set(self._start)
         gains = found - log_probs(self.density, self.split.validation)
         if gains.mean() > gains.std() / math.sqrt(len(gains)):
             self._set(kept)
-        else:
-            self._best = (self.validate(), self._start, 0, 0.0)
+            return False
+        self._best = (self.validate(), self._start, 0, 0.0)
+        return True
 
     def validate(self) -> float:
         """The loss of the validation rows."""
