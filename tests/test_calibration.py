@@ -131,8 +131,20 @@ def test_refusals():
         pf.Calibration.of_draws(torch.zeros(10, 4, 2), torch.zeros(4, 2), names=["a"])
     with pytest.raises(ValueError, match="NaN or infinite"):
         pf.Calibration.of_draws(torch.full((10, 4, 2), torch.nan), torch.zeros(4, 2))
-    with pytest.raises(ValueError, match=r"ranks from 0 to 9, got 0 to 12"):
+    with pytest.raises(ValueError, match=r"ranks from 0 to 9, whole numbers, got 0 to 12"):
         pf.Calibration({"a": np.array([0, 12])}, 9)
+    with pytest.raises(ValueError, match=r"whole numbers, got 0\.5 to 1"):
+        pf.Calibration({"a": np.array([0.5, 1.0])}, 9)
+    for ranks, num_draws in (
+        ({}, 9),
+        ({"a": []}, 9),
+        ({"a": [1], "b": [1, 2]}, 9),
+        ({"a": [0]}, 0),
+    ):
+        with pytest.raises(ValueError, match="equally many of each, among one draw or more"):
+            pf.Calibration(ranks, num_draws)
+    with pytest.raises(ValueError, match="num_draws >= 1, got 0"):
+        pf.calibrate_density(pf.FlowDensity(1, "affine"), torch.zeros(5, 1), num_draws=0)
     with pytest.raises(ValueError, match=r"prob in \(0, 1\), got 90"):
         of_normal().coverage(90)
     with pytest.raises(KeyError, match="no quantity 'nu': one of mu"):

@@ -283,3 +283,27 @@ def test_what_lbfgs_gained_is_not_told_where_the_start_is_kept():
     assert fit.best_epoch == 0
     assert fit.lbfgs_gain == 0
     assert fit.log_likelihood == pytest.approx(fit.gaussian, abs=0.01)
+
+
+@pytest.mark.parametrize("flow", ["affine", "diagonal", "planar"])
+def test_flows_without_networks_are_fitted(flow):
+    fit = fit_density(FlowDensity(2, flow), banana(), num_steps=20, **quiet)
+    assert fit.log_likelihood >= fit.gaussian - 0.1 or flow == "diagonal"
+
+
+def test_columns_that_follow_from_others_are_refused():
+    x = torch.randn(100, 2)
+    with pytest.raises(ValueError, match=r"column \[2\] of 3 follows from the columns before it"):
+        fit_density(FlowDensity(3), torch.cat([x, x.sum(-1, keepdim=True)], -1), **quiet)
+    few = torch.cat([x, x.sum(-1, keepdim=True)], -1)[:5]  # these cannot tell
+    assert FlowDensity(3, "realnvp").initialize(few).is_initialized
+    near = torch.cat([x, x.sum(-1, keepdim=True) + 1e-3 * torch.randn(100, 1)], -1)
+    assert FlowDensity(3, "realnvp").initialize(near).is_initialized
+
+
+def test_nothing_to_train_is_said():
+    with pytest.raises(ValueError, match="no parameter of the density requires a gradient"):
+        fit_density(FlowDensity(2).requires_grad_(False), torch.randn(50, 2), **quiet)
+    x = torch.randn(50, 2)
+    with pytest.raises(ValueError, match=r"validation to be x or \(x, context\), got 1 parts"):
+        fit_density(FlowDensity(2), x, validation=(x,), **quiet)

@@ -13,10 +13,11 @@ from ..supports import contains, touches_edge
 if TYPE_CHECKING:
     from .module import FlowDensity
 
-__all__ = ["as_points", "check_varied"]
+__all__ = ["as_points", "check_independent", "check_varied"]
 
 _NAMED = 5
 _RESOLUTION = 1 / 8  # of the last digit, below which a column is one number many times
+_DEPENDENT = 1e-6  # of its spread, which is all that other columns leave of a column
 _ROUNDING = 8 * torch.finfo(torch.float64).eps  # of a mean
 
 
@@ -134,6 +135,29 @@ def check_varied(owner: str, what: str, value: Tensor, dtype: torch.dtype) -> No
     constant = (spread <= digit * flat.abs().amax(0)).nonzero()[:, 0]
     if len(constant):
         raise ValueError(
-            f"{owner}: {what} {constant[:_NAMED].tolist()} of {flat.shape[1]} is constant, and has "
-            "no density: leave it out."
+            f"{owner}: {what} {constant[:_NAMED].tolist()} of {flat.shape[1]} is constant: "
+            "such data have no density, and such a covariate says nothing. Leave it out."
+        )
+
+
+def check_independent(owner: str, value: Tensor) -> None:
+    """Raise if a column of points ``(N, D)``, in double precision, follows from those before it.
+
+    Fewer rows than twice the columns cannot tell.
+
+    Raises:
+        ValueError: If one does.
+    """
+    number, dim = value.flatten(1).shape
+    if number < 2 * dim:
+        return
+    units = value.flatten(1)
+    units = (units - units.mean(0)) / units.std(0)
+    left = torch.linalg.qr(units, mode="r").R.diagonal().abs() / number**0.5
+    following = (left < _DEPENDENT).nonzero()[:, 0]
+    if len(following):
+        raise ValueError(
+            f"{owner}: column {following[:_NAMED].tolist()} of {dim} follows from the columns "
+            "before it, to six digits: such data have no density. Leave it out, or add the noise "
+            "that it was measured with."
         )

@@ -188,6 +188,11 @@ def _check_density(density: Any) -> None:
             f"fit_density expected a FlowDensity, got {type(density).__name__}: make one with "
             "FlowDensity(dim, flow)."
         )
+    if not any(p.requires_grad for p in density.parameters()):
+        raise ValueError(
+            "fit_density: no parameter of the density requires a gradient, so there is nothing to "
+            "fit. Call density.requires_grad_() first."
+        )
 
 
 def _check_counts(**counts: Any) -> None:

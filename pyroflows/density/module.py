@@ -18,7 +18,7 @@ from ..bijectors import FullAffine, LocScale, LowRankAffine
 from ..flows import Flow, build_flow
 from ..guides.angles import periods_of
 from ..supports import check_size, event_of
-from ._points import as_points, check_varied
+from ._points import as_points, check_independent, check_varied
 from .distribution import DensityDistribution
 
 __all__ = ["FlowDensity"]
@@ -146,6 +146,7 @@ class FlowDensity(nn.Module):
         x, context = as_points(self, x, context, owner="FlowDensity.initialize")
         y = self.unbounded(x.double())
         check_varied("FlowDensity.initialize", "column", y, x.dtype)
+        check_independent("FlowDensity.initialize", y)
         if self.standardizes:
             _start_at(self.bijector.bijectors[-1], y)
             if context is not None:

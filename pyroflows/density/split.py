@@ -126,9 +126,17 @@ def split_rows(
         parts[name] = rows[order[start : start + sizes[name]]] if sizes[name] else None
         start += sizes[name]
         if not isinstance(share, int | float):
-            pair = share if isinstance(share, tuple) else (share, None)
-            parts[name] = Rows(*as_points(density, *pair, owner=f"{_OWNER}({name}=)", least=1))
+            parts[name] = _given_rows(density, name, share)
     return Split(rows[order[start:]], parts["validation"], parts["test"])
+
+
+def _given_rows(density: FlowDensity, name: str, given: Any) -> Rows:
+    pair = given if isinstance(given, tuple) else (given, None)
+    if len(pair) != 2:
+        raise ValueError(
+            f"{_OWNER} expected {name} to be x or (x, context), got {len(pair)} parts."
+        )
+    return Rows(*as_points(density, *pair, owner=f"{_OWNER}({name}=)", least=1))
 
 
 def _size(name: str, share: Any, number: int) -> int:

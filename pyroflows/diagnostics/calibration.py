@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..density import FlowDensity
 from ..density._points import as_points
+from ..supports import check_size
 
 __all__ = ["Calibration", "binomial_tails", "calibrate_density"]
 
@@ -61,17 +62,19 @@ class Calibration:
 
     def __post_init__(self) -> None:
         ranks = {name: np.asarray(values).reshape(-1) for name, values in self.ranks.items()}
-        object.__setattr__(self, "ranks", ranks)
-        if len({len(values) for values in ranks.values()} or {0}) != 1 or not self.num_simulations:
-            raise ValueError("Calibration expected ranks of one or more quantities, equally many.")
-        low, high = (
-            int(bound(values.min() if bound is min else values.max() for values in ranks.values()))
-            for bound in (min, max)
-        )
-        if low < 0 or high > self.num_draws:
+        if self.num_draws < 1 or len({len(values) for values in ranks.values()} - {0}) != 1:
             raise ValueError(
-                f"Calibration expected ranks from 0 to {self.num_draws}, got {low} to {high}."
+                "Calibration expected ranks of one or more quantities, equally many of each, among "
+                f"one draw or more, got { ({n: len(v) for n, v in ranks.items()}) } among "
+                f"{self.num_draws}."
             )
+        every = np.concatenate(list(ranks.values()))
+        if (every != np.round(every)).any() or every.min() < 0 or every.max() > self.num_draws:
+            raise ValueError(
+                f"Calibration expected ranks from 0 to {self.num_draws}, whole numbers, got "
+                f"{every.min()} to {every.max()}."
+            )
+        object.__setattr__(self, "ranks", {name: r.astype(int) for name, r in ranks.items()})
 
     @classmethod
     def of_draws(
@@ -304,6 +307,7 @@ def calibrate_density(
         >>> calibrate_density(density, 3 * torch.randn(100, 1)).is_calibrated
         False
     """
+    check_size("calibrate_density", "num_draws", num_draws, 1)
     theta, context = as_points(density, theta, context, owner="calibrate_density", least=1)
     ranked: list[Tensor] = []
     per_part = max(1, _AT_ONCE // (num_draws * density.event_shape.numel()))

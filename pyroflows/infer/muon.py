@@ -95,8 +95,8 @@ class MuonAdam:
         params, chosen = list(params), {id(p) for p in matrices}
         first = [p for p in params if id(p) in chosen]
         others = [p for p in params if id(p) not in chosen]
-        self._parts: list[Optimizer] = [Muon(first, lr=lr)]
-        if others:
+        self._parts: list[Optimizer] = [Muon(first, lr=lr)] if first else []
+        if others or not first:  # torch says what is wrong where there is nothing to train
             self._parts.append(
                 Adam(others, lr=lr, betas=_BETAS, eps=_EPS, fused=can_be_fused(others))
             )
