@@ -1,4 +1,4 @@
-"""The moons of the example are drawn from the density they are scored by; nor is the rest said only."""
+"""The moons are drawn from the density that scores them, and the numbers are of fresh points."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_the_truth_is_a_density_and_that_of_the_draws():
     assert float(p.sum()) == pytest.approx(1, abs=1e-4)
 
     entropy = -float((p * log_p).sum())
-    assert entropy == pytest.approx(0.295, abs=0.005)
+    assert entropy == pytest.approx(0.2892, abs=5e-4)  # the same on finer grids
     scores = module.score_moons(module.draw_moons(10_000), num_nodes=400)
     assert -float(scores.mean()) == pytest.approx(entropy, abs=4 * float(scores.std()) / 100)
 
