@@ -39,6 +39,7 @@ def prior_of_two_supports() -> None:
     pyro.sample("scale", dist.Gamma(4.0, 2.0))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_steps")
 def test_draws_of_peers_are_scored_on_the_coordinates_of_the_model():
     """A prior has log Z = 0 and known moments, whatever guide tells of them."""
@@ -110,6 +111,7 @@ def flat_priors() -> None:
         pyro.sample("y", dist.Normal(mean, sd), obs=torch.linspace(3.0, 7.0, 20))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_steps")
 def test_peers_begin_under_flat_priors():
     ours = fit_and_judge(flat_priors, "affine", num_steps=3)
@@ -118,6 +120,7 @@ def test_peers_begin_under_flat_priors():
         assert abs(peer.moments()["mean"][0] - 5.0) < 1.0
 
 
+@pytest.mark.slow
 def test_a_peer_that_fails_later_is_scored_as_it_stood(monkeypatch):
     def fail(posterior, watch) -> None:
         watch.start()

@@ -55,6 +55,7 @@ def test_an_exact_guide_has_no_error(dtype):
     assert found.log_z_se < tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["hmc", "independence"])
 def test_errors_are_calibrated(method):
     case = conjugate.normal()

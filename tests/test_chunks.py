@@ -104,6 +104,7 @@ def test_mini_batches_give_the_gradient_of_all_data_on_average():
     assert part.subsampled
 
 
+@pytest.mark.slow
 def test_a_fit_to_mini_batches_finds_the_posterior_of_all_data():
     torch.manual_seed(0)
     guide = AutoFlow(mini_batch, "affine", model_args=(DATA,))

@@ -207,6 +207,7 @@ def test_gradients_belong_to_one_parameter_alone():
     assert_close(*results)
 
 
+@pytest.mark.slow
 def test_exploring_that_is_brief_is_not_compiled(monkeypatch: pytest.MonkeyPatch):
     graphs = []
     monkeypatch.setattr(recorded, "_compile", lambda graph, inputs: graphs.append(graph) or graph)

@@ -26,6 +26,7 @@ def gradients(loss: PathELBO, target, guide: AutoFlow) -> list[Tensor]:
     return [torch.tensor(value), *(p.grad for p in guide.parameters() if p.grad is not None)]
 
 
+@pytest.mark.slow
 def test_the_numbers_of_eager_steps_in_a_layout_that_compilers_erred_for():
     """Draws in columns, a row's reduction, and an operation on the row: loops fused wrongly."""
     torch.manual_seed(0)

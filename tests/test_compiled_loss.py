@@ -81,6 +81,7 @@ def test_arguments_get_gradients_too(flow: Bijector):
     assert_close(run(fast, [base], base * x), run(loss, [base], base * x))
 
 
+@pytest.mark.slow
 def test_distributions_of_pyro_are_recorded_without_their_checks(flow: Bijector):
     base = dist.Normal(torch.zeros(3), 1.0).to_event(1)
     fast = CompiledLoss(
@@ -92,6 +93,7 @@ def test_distributions_of_pyro_are_recorded_without_their_checks(flow: Bijector)
     assert_close(found, [expected[0] + constant, *expected[1:]])
 
 
+@pytest.mark.slow
 def test_a_change_of_the_modules_is_seen(flow: Bijector):
     scale = nn.Linear(3, 3)
     fast = CompiledLoss(lambda x: negative_log_likelihood(flow)(scale(x)), flow, scale)
@@ -138,6 +140,7 @@ def test_buffers_that_change_are_left_to_eager_runs():
     assert fast.reason == ""
 
 
+@pytest.mark.slow
 def test_trained_tensors_of_other_modules_are_not_taken_for_constants(flow: Bijector):
     other = nn.Linear(3, 3)
     fast = CompiledLoss(lambda x: negative_log_likelihood(flow)(other(x)), flow)

@@ -54,6 +54,8 @@ def test_laws(case: Case, dtype: torch.dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_a_bijector_that_was_moved(case: Case, device_type: str, dtype: torch.dtype):
     """No default device helps here: what is made on the way is made where the inputs are."""
+    if device_type == "meta" and dtype is torch.float32:
+        pytest.skip("where a constant is made does not depend on its dtype")
     if device_type == "meta" and ("continuous" in NAMES[id(case)] or "cnf" in NAMES[id(case)]):
         pytest.skip("the solver needs values, which the meta device has not")
     b, x, c = case.bijector(dtype), case.x(4, dtype=dtype), case.context(4, dtype=dtype)

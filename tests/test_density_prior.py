@@ -65,6 +65,7 @@ def test_nuts_draws_from_it(banana):
     assert two_sample_p(x, banana().sample((NUM,))) > LEAST_P
 
 
+@pytest.mark.slow
 def test_a_guide_draws_from_it(banana):
     torch.manual_seed(2)
     model = from_prior(banana)

@@ -124,7 +124,7 @@ def test_checks_install_and_test_as_the_readme_says():
     readme, script = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
     command = re.search(r"^python3.*pytest.*$", readme, re.MULTILINE).group()
     steps = re.findall(r"-m (?:pip install )?(\S.*?)(?: &&|$)", command)
-    assert steps == ["venv .venv", "torch==2.13.0", '-e ".[test]"', "pytest -n 2"]
+    assert steps == ["venv .venv", "torch==2.13.0", '-e ".[test]"', 'pytest -n 2 -m "not slow"']
     assert all(step.removesuffix(" .venv") in script for step in steps)
 
 

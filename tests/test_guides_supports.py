@@ -476,6 +476,7 @@ def test_an_optimizer_takes_the_parameters_before_any_call():
     assert not unmoved(guide, before)
 
 
+@pytest.mark.slow
 def test_a_state_dict_means_the_same_in_a_fresh_process(tmp_path):
     """Built from another seed there: no permutation or mask may be left to chance."""
     saved = []
@@ -596,6 +597,7 @@ def test_a_gaussian_posterior_is_found_before_training():
     assert report.log_z - report.elbo < 0.01
 
 
+@pytest.mark.slow
 def test_every_flow_starts_near_the_outer_affine():
     for flow in set(pf.available_flows()) - {"affine", "diagonal", "ncsf"}:  # angles have no affine
         guide = pf.AutoFlow(plate, flow, outer="full", model_args=())

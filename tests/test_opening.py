@@ -204,6 +204,7 @@ def test_with_a_time_budget_there_is_one_lap(monkeypatch):
     assert opening.decide(FALLING, may_go_on=False) == "wake"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("cut_at", [60, 130, 190, 250])
 def test_a_fit_cut_short_goes_on_to_the_same_numbers(cut_at, tmp_path, monkeypatch):
@@ -248,6 +249,7 @@ def test_half_the_draws_and_no_fewer_than_the_fewest(number, half):
     assert halved(number) == half
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize(("small", "number"), [(1e9, 512), (0.0, 1024)])
 def test_half_the_draws_where_little_is_left(small, number, monkeypatch):

@@ -120,6 +120,7 @@ def data():
     return x, 2 * x + torch.randn_like(x)
 
 
+@pytest.mark.slow
 def test_a_fit_says_what_became_of_it(data, monkeypatch):
     monkeypatch.setattr("pyroflows.infer.tails._K", -math.inf)
     fit = fit_guide(
