@@ -73,6 +73,8 @@ def test_groups_names_and_dims(arviz):
         "posterior_predictive",
         "observed_data",
         "fit_stats",
+        "constant_data",
+        "unconstrained_posterior",
     }
     posterior = group(data, "posterior")
     dims = {name: array.dims for name, array in posterior.data_vars.items()}
@@ -426,7 +428,7 @@ def test_factor_model_has_no_data_groups(arviz):
         x = pyro.sample("x", dist.Normal(0.0, 1.0))
         pyro.factor("energy", -(x**2))
 
-    assert groups(convert(model)) == {"posterior", "sample_stats"}
+    assert groups(convert(model)) == {"posterior", "unconstrained_posterior", "sample_stats"}
 
 
 @pytest.mark.arviz

@@ -31,6 +31,7 @@ class Names:
         sites: what one run of the model showed.
         dims: names of a site's axes after chain and draw, in place of those found.
         coords: labels along dimensions.
+        inputs: names of arguments of the model, whose axes ``dims`` may name too.
     """
 
     def __init__(
@@ -38,10 +39,11 @@ class Names:
         sites: Mapping[str, Site],
         dims: Mapping[str, Sequence[str]] | None,
         coords: Mapping[str, Sequence] | None,
+        inputs: Iterable[str] = (),
     ) -> None:
         self.coords = dict(coords or {})
         self.given = {name: list(axes) for name, axes in (dims or {}).items()}
-        unknown = set(self.given) - set(sites)
+        unknown = set(self.given) - set(sites) - set(inputs)
         if unknown:
             raise ValueError(
                 f"to_inference_data: dims name {sorted(unknown)}, which the model lacks; it has "
@@ -57,6 +59,11 @@ class Names:
         plates = {name for site in sites.values() for name, _ in site.plates.values()}
         taken = (*_RESERVED, *self.variables.values())
         self.plates = _unique({n: n.replace("/", ".") for n in plates}, "plate", taken)
+
+    @staticmethod
+    def constant(name: str) -> str:
+        """Return what an argument of the model is called."""
+        return f"{name}_input" if name in _RESERVED else name
 
     def batch(self, name: str, site: Site, values: np.ndarray) -> tuple[list[str], np.ndarray]:
         """Name the batch axes of an array ``(..., *batch_shape)``; drop those of no plate."""

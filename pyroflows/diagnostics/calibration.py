@@ -46,6 +46,8 @@ class Calibration:
     Args:
         ranks: For each quantity, how many draws lie below its true value, shape ``(N,)``.
         num_draws: The number of draws L of each posterior.
+        verdicts: What the fit's own diagnostics said of each posterior, where they did.
+        failures: Messages of the fits that raised, and are not among the ranks.
 
     Raises:
         ValueError: If there are no ranks, or ranks that cannot be.
@@ -59,6 +61,8 @@ class Calibration:
 
     ranks: Mapping[str, np.ndarray]
     num_draws: int
+    verdicts: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         ranks = {name: np.asarray(values).reshape(-1) for name, values in self.ranks.items()}
@@ -143,14 +147,52 @@ class Calibration:
         Raises:
             ValueError: If ``prob`` is no probability.
         """
-        if not 0 < prob < 1:
-            raise ValueError(f"Calibration.coverage expected prob in (0, 1), got {prob}.")
+        _check_prob("coverage", prob)
         shares = {name: float((abs(u - 0.5) <= prob / 2).mean()) for name, u in self._units()}
         num = self.num_simulations
         return {  # with one more success and failure, so that none has an error of zero
             name: (share, _binomial_error((share * num + 1) / (num + 2), num))
             for name, share in shares.items()
         }
+
+    def overall_coverage(self, prob: float = 0.9) -> tuple[float, float]:
+        """How often central intervals hold the truth, over all quantities, and the standard error.
+
+        Quantities of one simulation go together, so that the error is that of N shares.
+
+        Args:
+            prob: What they should hold.
+
+        Raises:
+            ValueError: If ``prob`` is no probability.
+        """
+        _check_prob("overall_coverage", prob)
+        held = np.mean([abs(u - 0.5) <= prob / 2 for _, u in self._units()], axis=0)
+        num = self.num_simulations
+        error = held.std(ddof=1) / np.sqrt(num) if num > 1 else np.inf
+        return float(held.mean()), float(error)
+
+    def bias(self) -> dict[str, tuple[float, float]]:
+        r"""For each quantity, on which side of the truth draws lie, and a p-value.
+
+        The first number is the mean of :math:`1 - 2u`, from -1 to 1, where u is the share of draws
+        below the truth: positive where draws are too high. The p-value is that of ranks as
+        asymmetric about their middle, by the largest difference between the distribution functions
+        of u and :math:`1 - u`, among uniform ones; a posterior that is merely too narrow keeps them
+        symmetric. It is the variational check of single latents that does not ask for the width.
+
+        References:
+            Yao, Vehtari, Simpson, Gelman (2018). Yes, but did it work?: evaluating variational
+            inference. ICML, section 3.2.
+        """
+        uniform, found = self._uniform, {}
+        drawn = uniform.counts_simulated / self.num_simulations
+        against = _asymmetry(drawn)
+        for name, unit in self._units():
+            own = _asymmetry(self._counts(name)[None] / self.num_simulations)[0]
+            p = (1 + int((against >= own / _SAME).sum())) / (1 + len(against))
+            found[name] = (float(1 - 2 * unit.mean()), p)
+        return found
 
     def ecdf_difference(
         self, name: str, prob: float = 0.95
@@ -177,6 +219,7 @@ class Calibration:
         return at, self._counts(name) / num - at, low - at, high - at
 
     def __str__(self) -> str:
+        share, error = (100 * number for number in self.overall_coverage(0.9))
         lines = [
             f"Calibration over {self.num_simulations} simulations, ranks among "
             f"{self.num_draws} draws",
@@ -187,10 +230,19 @@ class Calibration:
             share, error = (100 * number for number in covered[name])
             word = f"  {self._direction(name)}" if name in self.flagged else ""
             lines.append(f"  {name:<16} {p:8.4f}  {share:10.1f} +- {error:3.1f} %{word}")
+        if len(self.ranks) > 1:
+            lines.append(f"  {'all of them':<16} {'':8}  {share:10.1f} +- {error:3.1f} %")
         told = "no departure found"
         if self.flagged:
             told = f"not calibrated: {', '.join(self.flagged)}"
-        return "\n".join([*lines, f"  {told}"])
+        return "\n".join([*lines, f"  {told}", *self._fits_in_words()])
+
+    def _fits_in_words(self) -> list[str]:
+        counts = {v: self.verdicts.count(v) for v in dict.fromkeys(self.verdicts) if v}
+        lines = [f"  {number} of the fits: {verdict}" for verdict, number in counts.items()]
+        if self.failures:
+            lines.append(f"  {len(self.failures)} fits raised; the first: {self.failures[0]}")
+        return lines
 
     def _direction(self, name: str) -> str:
         """What is wrong first, in words."""
@@ -230,12 +282,27 @@ class _Uniform:
         return 2 * np.minimum(self.lower[place, counts], self.upper[place, counts]).min(-1)
 
     @cached_property
-    def simulated(self) -> np.ndarray:
-        """The same for many sets of uniform ranks."""
+    def counts_simulated(self) -> np.ndarray:
+        """How many ranks lie before each place, for many sets of uniform ranks."""
         widths = np.diff(np.concatenate([[0], self.places, [1]]))
         num = self.lower.shape[1] - 1
         drawn = np.random.default_rng(0).multinomial(num, widths, _NUM_SIMULATED)
-        return self.least_tail(drawn.cumsum(1)[:, :-1])
+        return drawn.cumsum(1)[:, :-1]
+
+    @cached_property
+    def simulated(self) -> np.ndarray:
+        """The least tail probability of each of them."""
+        return self.least_tail(self.counts_simulated)
+
+
+def _asymmetry(shares: np.ndarray) -> np.ndarray:
+    """Largest distance between F(u) and 1 - F(1 - u), for shares before places ``(M, K)``."""
+    return np.abs(shares + shares[:, ::-1] - 1).max(-1)
+
+
+def _check_prob(owner: str, prob: float) -> None:
+    if not 0 < prob < 1:
+        raise ValueError(f"Calibration.{owner} expected prob in (0, 1), got {prob}.")
 
 
 @lru_cache(maxsize=8)

@@ -4,35 +4,25 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..arguments import check_arguments
-from ..infer.draws import GuideDraws, Site, draw_from_guide
-from ..infer.importance import ImportanceDiagnostics, diagnose, rounding_tolerance
+from ..infer._given import prior_draws
+from ..infer.draws import draw_from_guide
+from ..infer.importance import diagnose
 from ..infer.posterior import Polished
-from ..psis import psis
 from . import _arviz
-from ._naming import Names, deterministic_event_dims, to_numpy
+from ._fingerprint import fingerprint
+from ._groups import Groups, dataset, fit_stats, sample_stats, warn
+from ._inputs import constant_inputs, input_names
+from ._naming import Names
 from .chains import from_chains
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["to_inference_data"]
-
-_SCALARS = {
-    "elbo": "elbo",
-    "elbo_se": "elbo_se",
-    "log_z": "log_z",
-    "log_z_se": "log_z_se",
-    "pareto_k": "pareto_k",
-    "good_k": "good_k",
-    "ess_is": "ess",
-}
+__all__ = ["attributes", "data_groups", "to_inference_data"]
 
 
 def to_inference_data(
@@ -42,8 +32,10 @@ def to_inference_data(
     model_args: tuple = (),
     model_kwargs: dict[str, Any] | None = None,
     num_samples: int = 4000,
+    num_prior_samples: int = 0,
     fit: Any = None,
     seed: int | None = None,
+    batch_size: int | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Sequence] | None = None,
 ) -> Any:
@@ -52,16 +44,20 @@ def to_inference_data(
     Groups:
 
     - ``posterior``: latent and deterministic sites, dims (chain=1, draw=S, plates, events);
+    - ``unconstrained_posterior``: latents where they are free, by ``torch``'s ``biject_to``;
     - ``sample_stats``: ``lp`` (log joint density), ``lp_approx`` (of the guide), ``log_weight``
       (their difference), ``log_weight_psis`` (smoothed and normalised), and one number each of
-      ``elbo``, ``elbo_se``, ``log_z``, ``log_z_se``, ``pareto_k``, ``good_k``, ``ess_is``; the
-      verdict is in its attributes;
+      ``elbo``, ``elbo_se``, ``log_z``, ``log_z_se``, ``pareto_k``, ``pareto_k_se``, ``good_k``,
+      ``ess_is``; the verdict is in its attributes;
     - ``log_likelihood``: unscaled, without masked observations, or with NaN in their place where
       sites of one plate are masked differently;
     - ``posterior_predictive`` and ``observed_data``: observed sites;
+    - ``constant_data``: numbers and arrays among the model's arguments that are not observed;
+    - ``prior`` and ``prior_predictive``: if ``num_prior_samples`` asks for them;
     - ``fit_stats``: the ELBO by step, where a fit is given.
 
-    Axes are called after plates; a site's ``infer={"event_dims": [...]}`` names its event axes.
+    Axes are called after plates; a site's ``infer={"event_dims": [...]}`` names its event axes; an
+    axis of an argument is called after the only plate of its length, if no other axis has it.
     Names that ArviZ keeps for itself (chain, draw, sample, pred_id) get a suffix; a ``/`` in a
     name becomes a ``.``. Where a plate is subsampled, or a latent is missing from the guide or
     summed out, the groups that would be wrong are left out with a warning.
@@ -77,9 +73,11 @@ def to_inference_data(
         model_args: positional arguments of both.
         model_kwargs: keyword arguments of both.
         num_samples: number of draws S.
+        num_prior_samples: number of draws of the prior, and of data from it; 0 for none.
         fit: what ``fit_guide`` returned; its losses become ``fit_stats``.
         seed: seed of the draws; the caller's generators are left as they were. None: draw on.
-        dims: names of a site's axes after chain and draw, in place of those found.
+        batch_size: draws that go through the model together; chosen by size unless given.
+        dims: names of a site's or an argument's axes after chain and draw, in place of those found.
         coords: labels along dimensions.
 
     Returns:
@@ -87,7 +85,7 @@ def to_inference_data(
 
     Raises:
         ImportError: if ArviZ is not installed.
-        ValueError: if dims or coords do not fit the sites.
+        ValueError: if dims or coords do not fit the sites, or a number is out of range.
         TypeError: if a guide comes without its model, or chains with one.
 
     Example:
@@ -105,29 +103,34 @@ def to_inference_data(
     if isinstance(guide, Polished):
         return from_chains(guide, dims, coords)
     check_arguments("to_inference_data", model, model_args, model_kwargs, guide)
+    check_num_prior("to_inference_data", num_prior_samples)
+    args, kwargs = tuple(model_args), dict(model_kwargs or {})
     draws = draw_from_guide(
-        model,
-        guide,
-        model_args=model_args,
-        model_kwargs=model_kwargs,
-        num_samples=num_samples,
-        seed=seed,
-        everything=True,
-        predictive=True,
-    )
-    names = Names(draws.sites, dims, coords)
-    groups = {"posterior": _draw_group(draws.values, draws, names)}
+        model, guide,
+        model_args=args, model_kwargs=kwargs, num_samples=num_samples, seed=seed,
+        batch_size=batch_size, everything=True, predictive=True,
+    )  # fmt: skip
+    made = Groups(draws, Names(draws.sites, dims, coords, input_names(model, args, kwargs)))
+    groups = data_groups(made, model, args, kwargs)
     if draws.log_p is not None:
-        groups["sample_stats"] = _sample_stats(draws, diagnose(draws))
-    groups["log_likelihood"] = _log_likelihood(draws, names)
-    groups["posterior_predictive"] = _draw_group(draws.predictive, draws, names)
-    groups["observed_data"] = _observed_data(draws, names)
+        groups["sample_stats"] = sample_stats(made, diagnose(draws))
+    if num_prior_samples:
+        groups |= prior_groups(
+            made.names, model, args, kwargs, num_prior_samples, seed, batch_size,
+            owner="to_inference_data",
+        )  # fmt: skip
     if fit is not None:
-        groups["fit_stats"] = _fit_stats(fit)
-    _warn_of_omissions(draws)
-    _warn_of_squares(draws, names)
+        groups["fit_stats"] = fit_stats(fit)
+    made.warn_of_omissions()
+    made.warn_of_squares()
     groups = {name: group for name, group in groups.items() if group.data_vars}
-    return _arviz.build(groups, _attributes(guide, model))
+    return _arviz.build(groups, attributes(model, args, kwargs, guide=guide))
+
+
+def check_num_prior(owner: str, number: Any) -> None:
+    """Raise unless it is a number of draws, or zero."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        raise ValueError(f"{owner}: num_prior_samples: expected 0 or more draws, got {number!r}.")
 
 
 def _check_source(guide: Any, model: Any) -> None:
@@ -143,168 +146,66 @@ def _check_source(guide: Any, model: Any) -> None:
         )
 
 
-def _dataset(variables: dict[str, tuple], coords: dict[str, Sequence]) -> xr.Dataset:
-    import xarray as xr
-
-    return xr.Dataset(variables, coords=coords)
-
-
-def _draw_coords(num_samples: int) -> dict[str, Sequence]:
-    return {"chain": [0], "draw": np.arange(num_samples)}
-
-
-def _draw_group(values: dict, draws: GuideDraws, names: Names) -> xr.Dataset:
-    variables, coords = {}, {}
-    for name, value in values.items():
-        site = draws.sites[name]
-        dims, array = names.value(name, site, to_numpy(value))
-        coords |= _draw_coords(len(array)) | names.labels(dims, array.shape[1:])
-        attrs = {"kind": site.kind}
-        variables[names.variables[name]] = (("chain", "draw", *dims), array[None], attrs)
-    return _dataset(variables, coords)
-
-
-def _observed_data(draws: GuideDraws, names: Names) -> xr.Dataset:
-    variables, coords = {}, {}
-    if draws.subsampled:
-        return _dataset(variables, coords)
-    for name, site in draws.sites.items():
-        if site.kind == "observed":
-            dims, array = names.value(name, site, to_numpy(site.value)[None])
-            coords |= names.labels(dims, array.shape[1:])
-            variables[names.variables[name]] = (dims, array[0])
-    return _dataset(variables, coords)
-
-
-def _log_likelihood(draws: GuideDraws, names: Names) -> xr.Dataset:
-    found = {}
-    for name, value in draws.log_likelihood.items():
-        site = draws.sites[name]
-        keep = _keep(site)
-        if keep.any():
-            dims, array = names.batch(name, site, to_numpy(value))
-            found[name] = (tuple(dims), array, keep.reshape(array.shape[1:]))
-        if keep.any() and not dims:
-            _warn(
-                f"'{name}' has one log likelihood for all its data, so that leave-one-out leaves "
-                "out everything: use a plate in place of to_event"
-            )
-    variables, coords, holes = {}, {}, []
-    for name, (dims, array, keep) in found.items():
-        labels = names.labels(dims, array.shape[1:])
-        if len(dims) == 1 and _is_shared(dims[0], keep, found):
-            array = array[:, keep]
-            labels[dims[0]] = [labels[dims[0]][i] for i in keep.nonzero()[0]]
-        elif not keep.all():
-            array, holes = np.where(keep, array, np.nan), [*holes, name]
-        coords |= _draw_coords(len(array)) | labels
-        variables[names.variables[name]] = (("chain", "draw", *dims), array[None])
-    if holes:
-        _warn(
-            f"masked observations of {_listed(holes)} are NaN in log_likelihood; drop them before "
-            "leave-one-out"
-        )
-    return _dataset(variables, coords)
-
-
-def _keep(site: Site) -> np.ndarray:
-    """Which observations of a site are not masked, in the shape of its batch."""
-    if site.mask is None:
-        return np.ones(site.batch_shape, bool)
-    mask = site.mask if isinstance(site.mask, bool) else to_numpy(site.mask)
-    return np.broadcast_to(mask, site.batch_shape).astype(bool)
-
-
-def _is_shared(dim: str, keep: np.ndarray, found: Mapping[str, tuple]) -> bool:
-    """Whether all sites along a dimension leave out the same of it, so that it can be left out."""
-    return all(
-        dims == (dim,) and np.array_equal(other, keep)
-        for dims, _, other in found.values()
-        if dim in dims
-    )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)
-
-
-def _sample_stats(draws: GuideDraws, report: ImportanceDiagnostics) -> xr.Dataset:
-    smoothed, _ = psis(report.log_weights, tolerance=rounding_tolerance(draws))
-    columns = {
-        "lp": draws.log_p,
-        "lp_approx": draws.log_q,
-        "log_weight": report.log_weights,
-        "log_weight_psis": smoothed,
+def data_groups(
+    made: Groups, model: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
+) -> dict[str, xr.Dataset]:
+    """The groups of draws and data that guides and chains have in common."""
+    draws = made.draws
+    inputs = constant_inputs(model, args, kwargs, draws, made.names)
+    return {
+        "posterior": made.values(draws.values),
+        "unconstrained_posterior": made.unconstrained(),
+        "log_likelihood": made.log_likelihood(),
+        "posterior_predictive": made.values(draws.predictive),
+        "observed_data": made.observed_data(),
+        "constant_data": dataset({}, {}) if draws.subsampled else made.constant_data(inputs),
     }
-    variables: dict[str, tuple] = {
-        name: (("chain", "draw"), to_numpy(column)[None]) for name, column in columns.items()
+
+
+def prior_groups(
+    names: Names,
+    model: Callable[..., Any],
+    args: tuple,
+    kwargs: dict[str, Any],
+    num_samples: int,
+    seed: int | None,
+    batch_size: int | None,
+    *,
+    owner: str,
+) -> dict[str, xr.Dataset]:
+    """Draws of the prior and of data from it; nothing, with a word, of an improper prior."""
+    try:
+        draws = prior_draws(
+            model, model_args=args, model_kwargs=kwargs,
+            num_samples=num_samples, seed=seed, batch_size=batch_size,
+        )  # fmt: skip
+    except NotImplementedError as error:
+        warn(f"the prior has no draws ({error or 'it is improper'}), so it is left out", owner)
+        return {}
+    made = Groups(draws, names)
+    return {
+        "prior": made.values(draws.values),
+        "prior_predictive": made.values(draws.predictive),
     }
-    variables |= {name: ((), getattr(report, field)) for name, field in _SCALARS.items()}
-    dataset = _dataset(variables, _draw_coords(report.num_samples))
-    dataset.attrs = {"verdict": report.verdict, "reasons": "; ".join(report.reasons)}
-    return dataset
 
 
-def _fit_stats(fit: Any) -> xr.Dataset:
-    losses = np.asarray(fit.losses, dtype=float)
-    variables = {"elbo": (("step",), -losses)}
-    rates = getattr(fit, "learning_rates", None)
-    if rates is not None and len(rates) == len(losses):
-        variables["learning_rate"] = (("step",), np.asarray(rates, dtype=float))
-    dataset = _dataset(variables, {"step": np.arange(len(losses))})
-    wanted = ("seconds", "stop_reason", "num_skipped_steps", "num_nonfinite_particles")
-    found = {name: getattr(fit, name, None) for name in wanted}
-    dataset.attrs = {name: value for name, value in found.items() if value is not None}
-    return dataset
-
-
-def _attributes(guide: Any, model: Any) -> dict[str, str]:
+def attributes(
+    model: Callable[..., Any], args: tuple, kwargs: dict[str, Any], **sources: Any
+) -> dict[str, Any]:
+    """What is noted of where draws come from."""
     from .. import __version__
 
-    return {
+    found = {
         "name": getattr(model, "__name__", type(model).__name__),
-        "guide": getattr(guide, "__name__", type(guide).__name__),
+        **{
+            what: getattr(source, "__name__", type(source).__name__)
+            for what, source in sources.items()
+        },
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(),
         "inference_library": "pyroflows",
         "inference_library_version": __version__,
         "pyro_version": importlib.metadata.version("pyro-ppl"),
+        "torch_version": importlib.metadata.version("torch"),
     }
-
-
-def _warn_of_omissions(draws: GuideDraws) -> None:
-    if draws.subsampled:
-        _warn(
-            f"plates {sorted(draws.subsampled)} are subsampled, so log p is only an estimate: "
-            "latents in these plates, weights, log_likelihood, posterior_predictive and "
-            "observed_data are left out; pass the full data"
-        )
-    elif draws.missing:
-        _warn(
-            f"latents {list(draws.missing)} are missing from the guide: they, deterministic "
-            "sites, weights, log_likelihood and posterior_predictive are left out"
-        )
-    elif draws.marginalized:
-        _warn(
-            f"discrete latents {list(draws.marginalized)} are summed out in the weights: they, "
-            "deterministic sites, log_likelihood and posterior_predictive are left out; see "
-            "pyro.infer.infer_discrete"
-        )
-
-
-def _warn_of_squares(draws: GuideDraws, names: Names) -> None:
-    squares = [
-        name
-        for name in draws.values
-        if draws.sites[name].kind == "deterministic"
-        and name not in names.given
-        and len(deterministic_event_dims(draws.sites[name])) > 1
-    ]
-    if squares:
-        _warn(
-            f"{_listed(squares)} have an event axis as large as a plate, and which is which cannot "
-            "be seen, so their axes keep neutral names; give pyro.deterministic event_dim=, or dims"
-        )
-
-
-def _warn(message: str) -> None:
-    warnings.warn(f"to_inference_data: {message}.", stacklevel=4)
+    mark = fingerprint(model, args, kwargs)
+    return found if mark is None else found | {"model_fingerprint": mark}

@@ -94,6 +94,7 @@ class GuideDraws:
             None where there were no two, or no search.
         flat: latents along which the log density does not fall off; None if it does all ways tried.
         beyond: share of the posterior, or more, outside the support of the guide.
+        unconstrained: latents on unconstrained coordinates, ``(S, *unconstrained shape)``.
     """
 
     sites: dict[str, Site]
@@ -114,6 +115,7 @@ class GuideDraws:
     modes: ModeDraws | None = None
     flat: str | None = None
     beyond: float = 0.0
+    unconstrained: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ class Part:
     log_p: Tensor | None
     log_q: Tensor | None
     num_outside: int = 0
+    unconstrained: dict[str, Tensor] = field(default_factory=dict)
 
 
 class InferOptions(Messenger):

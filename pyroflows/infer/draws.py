@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..guides.posterior import FlowDistribution
-from ._flow_draws import FlowDraws, finite_or_zero, flow_draws
+from ._flow_draws import FlowDraws, flow_draws
 from ._log_prob import (
     PARTICLES,
     LogDensities,
@@ -27,7 +27,7 @@ from ._log_prob import (
     num_outside_support,
     per_draw,
 )
-from ._probe import Widened, noise_size
+from ._probing import batches, probe_with_wider_noise
 from ._search import look_around
 from ._seeding import seeded
 from ._sites import (
@@ -41,11 +41,13 @@ from ._sites import (
     samples,
     subsampled_plates,
 )
+from ._unconstrained import unconstrained_values
 
-__all__ = ["GuideDraws", "Site", "draw_from_guide", "seeded"]
+__all__ = ["GuideDraws", "ModelRun", "Site", "draw_from_guide", "seeded"]
 
-_MIN_PROBE_DRAWS = 500
 _NUMBERS_PER_PASS = 2**24
+# What a model raises that takes draws one by one only.
+_MISFITS = (RuntimeError, ValueError, IndexError, KeyError, TypeError)
 
 
 def draw_from_guide(
@@ -92,17 +94,17 @@ def draw_from_guide(
         )
     # Seeded apart, so that a guide that sets itself up on its first call draws the same again.
     with seeded(seed):
-        run = _Run(model, guide, tuple(model_args), dict(model_kwargs or {}))
+        run = ModelRun(model, guide, tuple(model_args), dict(model_kwargs or {}))
         run.find_flow(batch_size, warn=not everything)
     keep = Keep(everything and run.complete and not run.marginalized, predictive)
     with seeded(seed), torch.no_grad(), pyro.validation_enabled(False):
         parts, vectorized = run.all(num_samples, batch_size, keep)
-        probe = run.probe(num_samples, batch_size, vectorized)
+        probe = probe_with_wider_noise(run, num_samples, batch_size, vectorized)
         draws = run.collect(parts, vectorized, probe)
         return look_around(run, draws) if run.complete else draws
 
 
-class _Run:
+class ModelRun:
     """A model and a guide whose sites are known from one run without particles."""
 
     flow: FlowDraws | None = None  # what scores draws of an AutoFlow
@@ -183,22 +185,22 @@ class _Run:
     ) -> tuple[poutine.Trace, poutine.Trace]:
         """Trace guide and model with num particles (None: no particle axis)."""
         guide = self.guide if fixed is None else poutine.replay(self.guide, trace=fixed)
-        with self._particles(num):
+        with self.particles(num):
             guide_trace = poutine.trace(guide).get_trace(*self.args, **self.kwargs)
-        return prune_subsample_sites(guide_trace), self._replayed(self.model, guide_trace, num)
+        return prune_subsample_sites(guide_trace), self.replayed(self.model, guide_trace, num)
 
-    def _replayed(
+    def replayed(
         self, model: Callable, guide_trace: poutine.Trace, num: int | None
     ) -> poutine.Trace:
         if self.marginalized:
             model = poutine.enum(model, first_available_dim=-2 - self.max_plate_nesting)
-        with self._particles(num):
+        with self.particles(num):
             trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(
                 *self.args, **self.kwargs
             )
         return prune_subsample_sites(trace)
 
-    def _particles(self, num: int | None) -> contextlib.AbstractContextManager:
+    def particles(self, num: int | None) -> contextlib.AbstractContextManager:
         if num is None:
             return contextlib.nullcontext()
         return pyro.plate(PARTICLES, num, dim=-1 - self.max_plate_nesting)
@@ -206,14 +208,14 @@ class _Run:
     def all(self, num_samples: int, batch_size: int | None, keep: Keep) -> tuple[list, bool]:
         """Pass num_samples draws through, together when that is sound."""
         batch_size = batch_size or self.draws_together(num_samples)
-        sizes = _batches(num_samples, batch_size)
+        sizes = batches(num_samples, batch_size)
         if self.flow is not None and not keep.everything:
             return [self._flow_part(size) for size in sizes], self.flow.vectorized
         try:
             parts = [self._part(sizes[0], keep, check=True)]
             parts += [self._part(size, keep) for size in sizes[1:]]
             return parts, True
-        except (NotVectorized, RuntimeError, ValueError, IndexError, TypeError) as error:
+        except (NotVectorized, *_MISFITS) as error:
             reason = str(error).strip().split("\n")[0]
         warnings.warn(
             "The model or guide does not take its draws all together "
@@ -222,7 +224,14 @@ class _Run:
             stacklevel=4,
         )
         steps = tqdm(range(num_samples), desc="draws, one at a time", leave=False)
-        return [self._part(None, keep) for _ in steps], False
+        try:
+            return [self._part(None, keep) for _ in steps], False
+        except (NotVectorized, KeyError) as error:
+            raise ValueError(
+                f"draws: the sites of model or guide are not the same at each call ({error}), so "
+                "that their draws have no common shape. Give every draw the same sites: use a "
+                "discrete latent, or a mask, in place of a branch."
+            ) from error
 
     def _flow_part(self, num: int) -> Part:
         values, log_p, log_q = self.flow.draw(num)
@@ -251,8 +260,11 @@ class _Run:
             part.values = self._values(model_trace, num, ("latent", "deterministic"))
             self._count_event_axes(model_trace, num)
             part.log_likelihood = self._log_likelihood(model_trace, num)
+            part.unconstrained = unconstrained_values(
+                model_trace, self.model_trace, self.latents, num
+            )
         if keep.predictive and keep.everything:
-            new = self._replayed(NewData()(self.model), guide_trace, num)
+            new = self.replayed(NewData()(self.model), guide_trace, num)
             part.predictive = {
                 name: per_draw(new.nodes[name]["value"], num, site.full_shape, name).cpu()
                 for name, site in self.sites.items()
@@ -260,37 +272,8 @@ class _Run:
             }
         return part
 
-    def probe(self, num_samples: int, batch_size: int | None, vectorized: bool) -> Tensor | None:
-        """Weigh draws with widened noise, twice; None where the guide's noise is not known."""
-        sizes = {n: noise_size(node["fn"]) for n, node in samples(self.guide_trace)}
-        sizes = {name: size for name, size in sizes.items() if size}
-        if not self.complete or not sizes:
-            return None
-        together = vectorized if self.flow is None else self.flow.vectorized
-        if not together:
-            num_samples = max(num_samples // 4, min(num_samples, _MIN_PROBE_DRAWS))
-        batches = _batches(num_samples, batch_size or self.draws_together(num_samples))
-        if self.flow is not None:
-            return torch.cat([self.flow.widened(num) for num in batches])
-        if not together:
-            return torch.cat([self._probe_part(None, sizes) for _ in range(num_samples)])
-        return torch.cat([self._probe_part(num, sizes) for num in batches])
-
-    def _probe_part(self, num: int | None, sizes: dict[str, int]) -> Tensor:
-        widened = Widened(sizes, num)
-        # Outermost, where the particle plate has expanded the site already.
-        with widened, self._particles(num):
-            guide_trace = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
-        guide_trace = prune_subsample_sites(guide_trace)
-        model_trace = self._replayed(self.model, guide_trace, num)
-        single_q, single_p = self.single
-        log_q = log_densities(guide_trace, num, single_q).total
-        log_p = log_densities(model_trace, num, single_p, marginal=bool(self.marginalized)).total
-        outside = num_outside_support(model_trace, self.latents, num)
-        return widened.weigh(finite_or_zero((log_p - log_q).masked_fill(outside, -math.inf)))
-
     def _latents_only(self, num: int | None) -> Part:
-        with self._particles(num):
+        with self.particles(num):
             trace = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
         return Part(self._values(trace, num, ("latent",)), {}, {}, None, None, 0)
 
@@ -369,6 +352,7 @@ class _Run:
             values=values,
             log_likelihood=join("log_likelihood"),
             predictive=join("predictive"),
+            unconstrained=join("unconstrained"),
             log_p=torch.cat([p.log_p for p in parts]) if self.complete else None,
             log_q=torch.cat([p.log_q for p in parts]) if self.complete else None,
             probe=None if probe is None else probe[:, 0],
@@ -387,8 +371,3 @@ class _Run:
             return False
         value = values[name]
         return len(value) > 1 and value[0].numel() > 0 and bool((value == value[0]).all())
-
-
-def _batches(num_samples: int, batch_size: int) -> list[int]:
-    rest = num_samples % batch_size
-    return [batch_size] * (num_samples // batch_size) + ([rest] if rest else [])
