@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from flow_table import flow_gallery, flow_table
+from page_figures import make_figures
 
 import pyroflows
 
@@ -53,5 +54,6 @@ class FlowGallery(SphinxDirective):
 
 
 def setup(app):
+    app.connect("builder-inited", lambda app: make_figures(Path(app.srcdir)))
     app.add_directive("flow-table", FlowTable)
     app.add_directive("flow-gallery", FlowGallery)

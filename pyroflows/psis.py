@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -108,32 +109,70 @@ def pareto_k_error(shape: float, num_samples: int) -> float:
 
 def smooth_log_weights(log_weights: Tensor, *, tolerance: float = 1e-8) -> tuple[Tensor, float]:
     """Smooth without normalising: :func:`psis` on the scale of the weights given."""
+    tail = fit_tail(log_weights, tolerance=tolerance)
+    log_weights = log_weights.detach().to(torch.float64)
+    if not tail.is_fitted:
+        return log_weights, tail.shape
+    relative = log_weights - tail.largest
+    excess = relative[tail.members].exp() - math.exp(tail.cutoff)
+    smoothed = _pareto_order_statistics(len(tail.members), tail.shape, tail.scale, excess)
+    # No smoothed weight may exceed the largest raw one.
+    smoothed = (smoothed + math.exp(tail.cutoff)).log().clamp(max=0.0)
+    return relative.index_copy(0, tail.members, smoothed) + tail.largest, tail.shape
+
+
+class Tail(NamedTuple):
+    """The largest weights, and the generalised Pareto distribution fitted to them.
+
+    Attributes:
+        shape: Its shape; ``-inf`` where the tail is flat, ``inf`` where it is too short.
+        scale: Its scale, in units of the largest weight; NaN where nothing is fitted.
+        cutoff: Log of the largest weight that is not in the tail, less ``largest``.
+        largest: The largest log weight.
+        members: Where the tail's weights stand, ascending.
+    """
+
+    shape: float
+    scale: float
+    cutoff: float
+    largest: float
+    members: Tensor
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there is a distribution."""
+        return math.isfinite(self.scale)
+
+
+def fit_tail(log_weights: Tensor, *, tolerance: float = 1e-8) -> Tail:
+    """Fit the tail of weights; see :func:`psis` for arguments and errors."""
     _check(log_weights)
     log_weights = log_weights.detach().to(torch.float64)
-    largest = log_weights.max()
+    largest = float(log_weights.max())
     num_tail = _tail_length(len(log_weights))
+    none = torch.empty(0, dtype=torch.long, device=log_weights.device)
+
+    def unfitted(shape: float) -> Tail:
+        return Tail(shape, math.nan, math.nan, largest, none)
+
     if largest == -math.inf or num_tail < _MIN_TAIL:
-        return log_weights, math.inf
+        return unfitted(math.inf)
     relative = log_weights - largest
     order = relative.argsort(stable=True)
     cutoff = relative[order[-num_tail - 1]].clamp(min=_LOG_TINY)
     # Ties with the cutoff stay in the body, so the tail may be shorter than asked for.
-    tail = order[-num_tail:]
-    tail = tail[relative[tail] > cutoff]
-    if -cutoff <= tolerance or len(tail) == 0:
-        return log_weights, -math.inf
-    if len(tail) < _MIN_TAIL:
-        return log_weights, math.inf
-    if relative[tail[-1]] - relative[tail[0]] <= tolerance:
-        return log_weights, -math.inf
-    excess = relative[tail].exp() - cutoff.exp()
-    shape, scale = _fit_generalised_pareto(excess)
+    members = order[-num_tail:]
+    members = members[relative[members] > cutoff]
+    if -cutoff <= tolerance or len(members) == 0:
+        return unfitted(-math.inf)
+    if len(members) < _MIN_TAIL:
+        return unfitted(math.inf)
+    if relative[members[-1]] - relative[members[0]] <= tolerance:
+        return unfitted(-math.inf)
+    shape, scale = _fit_generalised_pareto(relative[members].exp() - cutoff.exp())
     if not math.isfinite(shape) or not 0 < scale < math.inf:
-        return log_weights, math.inf
-    smoothed = (_pareto_order_statistics(len(tail), shape, scale, excess) + cutoff.exp()).log()
-    # No smoothed weight may exceed the largest raw one.
-    relative = relative.index_copy(0, tail, smoothed.clamp(max=0.0))
-    return relative + largest, shape
+        return unfitted(math.inf)
+    return Tail(shape, scale, float(cutoff), largest, members)
 
 
 def _check(log_weights: Tensor) -> None:

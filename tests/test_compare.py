@@ -57,7 +57,14 @@ COLUMNS = [
     "num_draws",
     "verdict",
 ]
-ERRORS = ["max_mean_error", "min_sd_ratio", "max_sd_ratio"]
+ERRORS = [
+    "max_mean_error",
+    "min_sd_ratio",
+    "max_sd_ratio",
+    "max_quantile_error",
+    "max_wasserstein",
+    "c2st",
+]
 
 
 def test_table_is_sorted_by_elbo_and_holds_the_diagnostics():
@@ -79,6 +86,11 @@ def test_errors_against_a_reference_are_in_its_standard_deviations():
     assert list(table.columns) == COLUMNS + ERRORS
     assert table.loc["shifted", "max_mean_error"] == pytest.approx(0.5, abs=0.1)
     assert table.loc["shifted", "min_sd_ratio"] == pytest.approx(1.5, abs=0.1)
+    # A quantile of 0.5 + 1.5 z is off by up to 0.5 + 0.5 * 1.645, the quantile by 5 % by less.
+    assert table.loc["shifted", "max_quantile_error"] == pytest.approx(1.32, abs=0.2)
+    assert 0.5 < table.loc["shifted", "max_wasserstein"] < 0.75
+    assert table.loc["shifted", "c2st"] > 0.65
+    assert table.loc["unequal draws", "c2st"] == pytest.approx(0.5, abs=0.05)
     assert table.loc["unequal draws", "max_mean_error"] < 0.15
     assert table.loc["unequal draws", "max_sd_ratio"] == pytest.approx(1.0, abs=0.1)
     assert table.index[-1] == "nuts"

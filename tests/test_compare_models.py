@@ -13,7 +13,7 @@ import torch
 
 from pyroflows import to_inference_data
 from pyroflows.diagnostics import _arviz
-from pyroflows.diagnostics.loo import Loo, loo
+from pyroflows.diagnostics.leave_one_out import Loo, loo
 from pyroflows.diagnostics.models import _stacking_weights, compare_models
 
 with warnings.catch_warnings():
@@ -189,6 +189,8 @@ def test_what_cannot_be_told_or_differs_is_let_through(marks):
 
 def test_other_latents_make_another_model():
     one = pointwise([-1.0, -2.0], model_fingerprint=np.ones(2), latents=("mu",))
+    nowhere = pointwise([-1.0, -2.0], model_fingerprint=np.array([1.0, np.nan]), latents=("mu",))
+    assert len(compare_models({"a": nowhere, "b": nowhere})) == 2
     two = pointwise([-1.0, -2.5], model_fingerprint=np.ones(2), latents=("mu", "sigma"))
     assert len(compare_models({"a": one, "b": two})) == 2
     with pytest.raises(ValueError, match="of one and the same"):

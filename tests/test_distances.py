@@ -108,10 +108,12 @@ def test_bad_marginals_are_refused():
         marginal_distances(fits, fits["a"], var_names=[])
 
 
-@pytest.mark.parametrize(("dim", "seed"), [(1, 0), (2, 1), (10, 2), (10, 3)])
+@pytest.mark.parametrize(("dim", "seed"), [(1, 0), (2, 1), (10, 2)])
 def test_equal_laws_are_not_told_apart(dim, seed):
     one, other = pair_of(dim, seed)
+    start = time.perf_counter()
     assert 0.47 < c2st(one, other, seed=seed) < 0.54
+    assert time.perf_counter() - start < 10  # one second on an idle core
 
 
 def test_a_wider_law_is_told_apart():
@@ -176,13 +178,8 @@ def test_as_many_of_each_are_taken_evenly():
     assert c2st(one, other) > 0.7
     assert c2st(one, other[:500]) > 0.7
     assert 0.44 < c2st(one[:1000], other, max_draws=303) < 0.57
-
-
-def test_it_is_quick():
-    one, other = pair_of(10)
-    start = time.perf_counter()
-    c2st(one, other)
-    assert time.perf_counter() - start < 10  # one second on an idle core
+    thinned = one[np.linspace(0, 2999, 200).astype(int)]
+    assert c2st(one, other, max_draws=200) == c2st(thinned, other)
 
 
 def test_bad_draws_are_refused():

@@ -14,7 +14,7 @@ import torch
 
 from pyroflows import to_inference_data
 from pyroflows.diagnostics import _arviz
-from pyroflows.diagnostics.loo import Loo, loo, loo_log_weights
+from pyroflows.diagnostics.leave_one_out import Loo, loo, loo_log_weights
 from pyroflows.psis import good_pareto_k
 
 with warnings.catch_warnings():
@@ -168,7 +168,7 @@ def test_parts_change_nothing(monkeypatch):
     import sys
 
     whole = loo(fit(1.5))
-    monkeypatch.setattr(sys.modules["pyroflows.diagnostics.loo"], "_AT_ONCE", 5 * 4000)
+    monkeypatch.setattr(sys.modules["pyroflows.diagnostics.leave_one_out"], "_AT_ONCE", 5 * 4000)
     np.testing.assert_array_equal(loo(fit(1.5)).elpd_i, whole.elpd_i)
 
 
@@ -269,6 +269,15 @@ def test_khat_of_masked_grids_is_drawn():
         warnings.simplefilter("ignore")  # what 0.x does with Matplotlib 3.11
         az.plot_khat(found.to_arviz())
     assert found.num_masked == 1
+
+
+def test_arviz_gets_what_is_left_of_a_row_with_its_labels():
+    values = np.random.default_rng(0).normal(size=(1, 500, 3))
+    values[..., 1] = np.nan
+    found = loo(likelihood(values, n=["a", "b", "c"])).to_arviz()
+    assert list(found["pareto_k"].coords["n"].values) == ["a", "c"]
+    assert found["n_data_points"] == 2
+    assert np.isfinite(found["pareto_k"]).all()
 
 
 def test_flat_likelihood_has_no_tail():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import pyroflows as pf
 from pyroflows import plot_fit, plot_posteriors
 from pyroflows.diagnostics.plots import _kde
 
@@ -28,6 +30,10 @@ def draws(num_samples=400, seed=0, size=3):
         "tau": torch.randn(num_samples, generator=generator).exp(),
         "theta": torch.randn(num_samples, size, generator=generator),
     }
+
+
+def far_draws():
+    return {"theta": 3 + torch.randn(500, 2, generator=torch.Generator().manual_seed(3))}
 
 
 FITS = {"mean field": draws(), "nsf": draws(1000, 1), "nuts": draws(77, 2)}
@@ -152,6 +158,22 @@ def test_density_does_not_leak_over_an_edge():
     assert y[1] == pytest.approx(1.0, abs=0.1)
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"), [("density", "sd)"), ("forest", "sd)"), ("pair", "C2ST")]
+)
+def test_names_tell_the_distance_from_a_reference(kind, said):
+    fits = {"near": draws(500, 1, 2), "far": far_draws(), "nuts": draws(500, 2, 2)}
+    figure = plot_posteriors(fits, ["theta"], kind=kind, reference="nuts")
+    near, far, truth = (text.get_text() for text in figure.legends[0].get_texts())
+    assert truth == "nuts (reference)"
+    assert said in near
+    number = {name: float(re.search(r"(\d\.\d+)", name).group(1)) for name in (near, far)}
+    assert number[far] > (0.9 if kind == "pair" else 2)
+    assert number[near] < (0.6 if kind == "pair" else 0.3)
+    with pytest.raises(ValueError, match="expected a reference among"):
+        plot_posteriors(fits, ["theta"], kind=kind, reference="none")
+
+
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match=r"kind among \['density', 'forest', 'pair'\], got 'kde'"):
         plot_posteriors(FITS, kind="kde")
@@ -192,6 +214,35 @@ def test_course_of_a_fit(num_steps, log_z, tmp_path):
         assert high - low < 20
     if log_z == -9.9:
         assert low < log_z < high
+
+
+def test_learning_rate_and_events_are_drawn_and_named(tmp_path):
+    fit = fitted(list(10 + 1 / np.arange(1, 101)), -9.9)
+    fit.learning_rates = [0.01] * 70 + [0.001] * 30
+    fit.events, fit.stop_reason = ((20, "race of step sizes: x 3 wins"),), "converged"
+    figure = plot_fit(fit)
+    assert saved(figure, tmp_path)
+    bound, rates = figure.axes
+    np.testing.assert_allclose(rates.lines[0].get_ydata(), fit.learning_rates)
+    assert [line.get_xdata()[0] for line in bound.lines[-2:]] == [20, 100]
+    told = rates.get_xlabel()
+    assert "1  step 20: race of step sizes: x 3 wins" in told
+    assert "2  step 100: stopped: converged" in told
+
+
+def test_a_fit_tells_its_race_and_where_its_rate_fell():
+    def bent(x):
+        return -x[..., 0].square() - (x[..., 1] - x[..., 0].square()).square()
+
+    target = pf.energy_model(bent, dim=2)
+    fit = pf.fit_guide(
+        target, pf.AutoFlow(target, "nsf"), num_steps=60, num_particles=64, seed=0,
+        progress_bar=False, num_diagnostic_samples=0,
+    )  # fmt: skip
+    ((step, name),) = fit.events
+    assert name == "the learning rate begins to fall"
+    assert fit.learning_rates[step] == max(fit.learning_rates)
+    assert (np.diff(fit.learning_rates[step:]) < 0).all()
 
 
 def test_skipped_steps_are_left_out(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..infer.posterior import PosteriorDraws
 from . import _arviz
+from .distances import c2st, marginal_distances
 from .sources import common_draws, flat_draws, posterior_of
 
 if TYPE_CHECKING:
@@ -19,7 +20,15 @@ if TYPE_CHECKING:
 __all__ = ["compare_fits"]
 
 _NUMBERS = ("elbo", "elbo_se", "log_z", "log_z_se", "pareto_k", "good_k", "ess")
-_ERRORS = ("max_mean_error", "min_sd_ratio", "max_sd_ratio")
+_ERRORS = (
+    "max_mean_error",
+    "min_sd_ratio",
+    "max_sd_ratio",
+    "max_quantile_error",
+    "max_wasserstein",
+    "c2st",
+)
+_FEWEST = 50  # draws that a classifier can be trained on
 
 
 def compare_fits(
@@ -32,8 +41,12 @@ def compare_fits(
 
     Columns: ``elbo``, ``elbo_se``, ``log_z``, ``log_z_se``, ``pareto_k``, ``good_k``, ``ess`` (a
     fraction), ``num_draws``, ``verdict``; and with a reference, over all coordinates,
-    ``max_mean_error``, the largest :math:`|m - m_{ref}| / s_{ref}`, and ``min_sd_ratio``,
-    ``max_sd_ratio``, the extremes of :math:`s / s_{ref}`, of the draws as they are, unweighted.
+    ``max_mean_error``, the largest :math:`|m - m_{ref}| / s_{ref}`; ``min_sd_ratio`` and
+    ``max_sd_ratio``, the extremes of :math:`s / s_{ref}`; ``max_quantile_error``, the largest error
+    of a 5, 50 or 95 % quantile, and ``max_wasserstein``, the largest 1-Wasserstein distance of a
+    marginal, both in :math:`s_{ref}`; and ``c2st``, the accuracy of a classifier that tells the
+    draws apart, 0.5 where it cannot (:func:`~pyroflows.c2st`; at most 1,000 draws of each). All of
+    the draws as they are, unweighted; :func:`~pyroflows.marginal_distances` has each coordinate.
     What is not defined is NaN, as the ELBO of MCMC draws; such rows come last.
 
     All guides of one model share log Z, so that the spread of ``log_z`` is itself a check, and
@@ -141,18 +154,28 @@ def _errors(
 
 
 def _error(pair: dict[str, xr.Dataset], var_names: Sequence[str] | None) -> dict[str, float]:
-    truth, fitted = common_draws(pair, var_names).values()
-    shifts, ratios = [], []
-    for name, expected in truth.items():
-        wanted, found = flat_draws(expected), flat_draws(fitted[name])
-        spread = wanted.std(0, ddof=1)
-        # A coordinate that the reference holds fixed has no scale to measure by.
-        varies = spread > 0
-        shifts.append(
-            (np.abs(found.mean(0) - wanted.mean(0)) / np.where(varies, spread, 1))[varies]
-        )
-        ratios.append((found.std(0, ddof=1) / np.where(varies, spread, 1))[varies])
-    shift, ratio = np.concatenate(shifts), np.concatenate(ratios)
-    if not shift.size:
+    common_draws(pair, var_names)  # speaks of both by their names
+    name, label = pair
+    draws = {key: {n: flat_draws(a) for n, a in _chosen(pair, key, var_names)} for key in pair}
+    rows = marginal_distances({label: draws[label]}, draws[name]).dropna()
+    if rows.empty:  # no coordinate of the reference varies, so that none has a scale
         return dict.fromkeys(_ERRORS, math.nan)
-    return dict(zip(_ERRORS, (shift.max(), ratio.min(), ratio.max()), strict=True))
+    quantiles = rows[["q05_error", "q50_error", "q95_error"]].abs()
+    return {
+        "max_mean_error": rows["mean_error"].abs().max(),
+        "min_sd_ratio": rows["sd_ratio"].min(),
+        "max_sd_ratio": rows["sd_ratio"].max(),
+        "max_quantile_error": quantiles.max().max(),
+        "max_wasserstein": rows["wasserstein"].max(),
+        "c2st": _c2st(*(np.concatenate([*draws[key].values()], 1) for key in (label, name))),
+    }
+
+
+def _chosen(
+    pair: dict[str, xr.Dataset], key: str, var_names: Sequence[str] | None
+) -> list[tuple[str, xr.DataArray]]:
+    return list(common_draws(pair, var_names)[key].items())
+
+
+def _c2st(fitted: np.ndarray, truth: np.ndarray) -> float:
+    return c2st(fitted, truth) if min(len(fitted), len(truth)) >= _FEWEST else math.nan

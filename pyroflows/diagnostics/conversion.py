@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import check_arguments
+from ..guides.prototype import device_of
 from ..infer._given import prior_draws
 from ..infer.draws import draw_from_guide
 from ..infer.importance import diagnose
@@ -124,7 +125,8 @@ def to_inference_data(
     made.warn_of_omissions()
     made.warn_of_squares()
     groups = {name: group for name, group in groups.items() if group.data_vars}
-    return _arviz.build(groups, attributes(model, args, kwargs, guide=guide))
+    noted = attributes(model, args, kwargs, guide=guide)
+    return _arviz.build(groups, noted | {"device": str(device_of(guide, args, kwargs))})
 
 
 def check_num_prior(owner: str, number: Any) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _arviz
-from .loo import Loo, loo
+from .leave_one_out import Loo, loo
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["compare_models"]
 
-_SAME = 1e-5  # fingerprints of one model differ by rounding
+_SAME = 1e-6  # fingerprints of one model differ by rounding
 _GAP = 1e-7  # nats an observation that the weights may be short of the best
 _MAX_STEPS = 10_000
 
@@ -131,12 +131,12 @@ def _check_models(found: Mapping[str, Loo]) -> None:
 
 
 def _of_one_model(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether both are known to be; without fingerprints it cannot be told."""
-    marks = one.get("model_fingerprint"), other.get("model_fingerprint")
-    if marks[0] is None or marks[1] is None or one.get("latents") != other.get("latents"):
+    """Whether both are known to be; without finite fingerprints it cannot be told."""
+    mark, another = one.get("model_fingerprint"), other.get("model_fingerprint")
+    if mark is None or another is None or one.get("latents") != other.get("latents"):
         return False
-    same_shape = marks[0].shape == marks[1].shape
-    return same_shape and np.allclose(marks[0], marks[1], rtol=_SAME, atol=0, equal_nan=True)
+    known = mark.shape == another.shape and np.isfinite(mark).all() and np.isfinite(another).all()
+    return bool(known) and np.allclose(mark, another, rtol=_SAME, atol=0)
 
 
 def _check_observations(found: Mapping[str, Loo]) -> None:

@@ -1,4 +1,4 @@
-"""Figures: several posteriors over each other, and the course of a fit.
+"""Figures of several posteriors over each other.
 
 Drawn with Matplotlib alone, so that a figure is the same under either major of ArviZ, whose own
 overlays differ in intervals, in arguments and in what they return, and lose fits of unequal length.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .distances import c2st, marginal_distances
 from .sources import common_draws, flat_draws, posterior_of
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["new_figure", "plot_fit", "plot_posteriors"]
+__all__ = ["new_figure", "plot_posteriors"]
 
 # Okabe and Ito: told apart by colour-blind readers too, and in grey by their line styles.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -40,6 +41,7 @@ def plot_posteriors(
     var_names: Sequence[str] | None = None,
     kind: str = "density",
     *,
+    reference: str | None = None,
     max_draws: int = 2000,
 ) -> Figure:
     """Draw several posteriors of one model over each other.
@@ -51,6 +53,9 @@ def plot_posteriors(
         var_names: variables to draw; all that the fits share unless given.
         kind: "density" (one panel a coordinate), "forest" (median, 50 % and 90 % intervals, one row
             a coordinate) or "pair" (scatter of every two coordinates).
+        reference: one of the fits, beside whose name the others are given their distance from it:
+            the largest 1-Wasserstein distance of a coordinate shown, in its standard deviations, or
+            in "pair" the accuracy of a classifier, :func:`~pyroflows.c2st`, 0.5 being the best.
         max_draws: dots of each fit in a "pair" panel, evenly taken.
 
     Returns:
@@ -81,61 +86,27 @@ def plot_posteriors(
         raise ValueError(f"plot_posteriors: expected max_draws of 1 or more, got {max_draws}.")
     posteriors = {name: posterior_of(fit, name) for name, fit in fits.items()}
     chosen = common_draws(posteriors, var_names)
-    limit = {"density": _MAX_PANELS, "forest": _MAX_ROWS, "pair": _MAX_PAIRS}[kind]
-    return draw[kind](_coordinates(chosen, limit), max_draws)
-
-
-def plot_fit(fit: Any) -> Figure:
-    """Draw the course of a fit: the ELBO by step, smoothed, with log Z beside it.
-
-    Args:
-        fit: what ``fit_guide`` returned.
-
-    Returns:
-        A figure that belongs to no window: save it by ``figure.savefig`` or show it in a notebook.
-
-    Raises:
-        ImportError: if Matplotlib is not installed.
-        TypeError: if ``fit`` has no losses.
-        ValueError: if no loss is finite.
-    """
-    if not hasattr(fit, "losses"):
-        raise TypeError(
-            f"plot_fit: expected what fit_guide returned, got {type(fit).__name__}, without losses."
+    if reference is not None and reference not in fits:
+        raise ValueError(
+            f"plot_posteriors: expected a reference among {sorted(fits)}, got {reference!r}."
         )
-    elbo = -np.asarray(fit.losses, dtype=float)
-    steps = np.flatnonzero(np.isfinite(elbo))
-    if not steps.size:
-        raise ValueError(f"plot_fit: expected a finite loss, got none in {len(elbo)} steps.")
-    elbo = elbo[steps]
-    figure = new_figure(6.4, 3.8)
-    axes = figure.subplots()
-    smooth = _smoothed(elbo)
-    axes.plot(steps + 1, elbo, color=_COLORS[0], alpha=0.25, lw=0.7, label="ELBO, each step")
-    axes.plot(steps + 1, smooth, color=_COLORS[0], lw=1.8, label="smoothed")
-    top = smooth.max()
-    report = getattr(fit, "diagnostics", None)
-    if report is not None and math.isfinite(report.log_z):
-        label = f"log Z = {report.log_z:.3f} ± {report.log_z_se:.1g}"
-        axes.axhline(report.log_z, color=_COLORS[1], ls="--", lw=1.2, label=label)
-        top = max(top, report.log_z)
-    # The first steps may lie thousands below; what matters is the last stretch.
-    settled = smooth[len(smooth) // 4 :]
-    noise = np.quantile(np.abs(elbo - smooth)[len(elbo) // 4 :], 0.98)
-    height = max(top - settled.min(), 3 * noise, 1e-3 * max(1, abs(top)))
-    axes.set_ylim(top - 1.6 * height, top + max(0.15 * height, 1.2 * noise))
-    axes.set(xlabel="step", ylabel="ELBO [nat]")
-    axes.set_xlim(1, max(len(fit.losses), 2))
-    axes.legend(loc="lower right", frameon=False)
-    _plain(axes)
-    return figure
+    limit = {"density": _MAX_PANELS, "forest": _MAX_ROWS, "pair": _MAX_PAIRS}[kind]
+    draws = _coordinates(chosen, limit)
+    if reference is not None:
+        draws = {_told(draws, name, reference, kind): one for name, one in draws.items()}
+    return draw[kind](draws, max_draws)
 
 
-def _smoothed(values: np.ndarray) -> np.ndarray:
-    """Running median, robust against the odd wild step, over a fiftieth of the course."""
-    width = max(len(values) // 50, 1)
-    padded = np.pad(values, (width // 2, width - 1 - width // 2), mode="edge")
-    return np.median(np.lib.stride_tricks.sliding_window_view(padded, width), -1)
+def _told(draws: _Draws, name: str, reference: str, kind: str) -> str:
+    """A name, with the distance from the reference."""
+    if name == reference:
+        return f"{name} (reference)"
+    found, truth = (list(draws[key].values()) for key in (name, reference))
+    if kind == "pair":
+        return f"{name} (C2ST {c2st(np.stack(found, 1), np.stack(truth, 1)):.2f})"
+    pair = ({key: one[:, None] for key, one in draws[who].items()} for who in (name, reference))
+    table = marginal_distances({name: next(pair)}, next(pair))
+    return f"{name} (distance {table['wasserstein'].max():.2f} sd)"
 
 
 def _coordinates(chosen: dict[str, dict[str, xr.DataArray]], limit: int) -> _Draws:
@@ -245,7 +216,9 @@ def _range(samples: Sequence[np.ndarray]) -> tuple[float, float]:
     )
 
 
-def _kde(sample: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+def _kde(
+    sample: np.ndarray, low: float, high: float, *, seeks_walls: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Gaussian kernel density on a grid, reflected at an edge that the draws pile up against."""
     sample = sample[np.isfinite(sample)]
     grid = np.linspace(low, high, 400)
@@ -254,7 +227,7 @@ def _kde(sample: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.nd
     quartiles = np.quantile(sample, (0.25, 0.75))
     spread = min(sample.std(), np.ptp(quartiles) / 1.349) or sample.std()
     width = 0.9 * spread * sample.size**-0.2
-    walls = [_is_wall(side * sample, width, spread) for side in (1, -1)]
+    walls = [seeks_walls and _is_wall(side * sample, width, spread) for side in (1, -1)]
     # Beyond a wall there is nothing; elsewhere kernels reach past the last draw.
     start = sample.min() if walls[0] else sample.min() - 5 * width
     stop = sample.max() if walls[1] else sample.max() + 5 * width

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _arviz
-from .loo import loo_log_weights
+from .leave_one_out import loo_log_weights
 
 if TYPE_CHECKING:
     import pandas as pd

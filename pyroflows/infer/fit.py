@@ -191,6 +191,7 @@ def fit_guide(
                 )
             run.train(guide, file)
     fit = _collect(run, guide, loss, seed, ranks)
+    fit.model, fit.model_args, fit.model_kwargs = model, args, kwargs
     if num_diagnostic_samples != 0:
         diagnose(fit, model, args, kwargs, num_diagnostic_samples, ranks)
     return _refitted(fit, given, args, kwargs) if num_restarts else fit
@@ -369,6 +370,7 @@ def _collect(run: Run, guide: Callable, loss: Any, seed: int | None, ranks: Rank
         opening=run.opening_told,
         tails=run.ending.told,
         race_factor=run.race_factor,
+        events=run.told_events(),
         averaging_gain=run.ending.averaging_gain,
         sample_average_gain=run.ending.sample_average_gain,
         compilation=str(getattr(loss, "compiled", None) or ""),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from .importance import ImportanceDiagnostics
 from .schedule import mean_and_error
@@ -80,6 +82,9 @@ class GuideFit:
             asked for and not kept, or not asked for.
         opening: What the fit found of the flow without its couplings, in words, if it began so.
         tails: What became of steps for the tails, in words, if there were any.
+        events: What happened on the way, each with the number of steps before it: parts of the flow
+            that woke, the race of step sizes, the fall of the learning rate.
+        model: The model, and ``model_args`` and ``model_kwargs``, what it was called with.
         restarts: The other fits, where ``num_restarts`` asked for some: this one is the best.
     """
 
@@ -106,6 +111,10 @@ class GuideFit:
     race_factor: float = 1.0
     averaging_gain: float = 0.0
     sample_average_gain: float = 0.0
+    events: tuple[tuple[int, str], ...] = ()
+    model: Callable | None = field(default=None, repr=False)
+    model_args: tuple = field(default=(), repr=False)
+    model_kwargs: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def num_steps(self) -> int:
@@ -121,6 +130,24 @@ class GuideFit:
     def elbo(self) -> float:
         """The ELBO: of the diagnostics' draws, or else smoothed over the last steps."""
         return self._smoothed()[0] if self.diagnostics is None else self.diagnostics.elbo
+
+    def report(self, path: str | os.PathLike, **options: Any) -> str:
+        """Write one page of HTML on this fit: verdict, tables, figures, environment.
+
+        Args:
+            path: The file.
+            **options: As of :func:`pyroflows.write_report`: ``num_samples``, ``seed``, ...
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: If the fit has no model, as one read from an old file.
+        """
+        # The one step up the layers, taken when it is called for: see the page on the design.
+        from ..diagnostics.html_report import report_of_fit
+
+        return report_of_fit(self, path, **options)
 
     def __str__(self) -> str:
         elbo, error = self._smoothed()

@@ -80,7 +80,7 @@ class Run:
         self._mark: tuple[int, dict, Any] = (0, {}, 0)
         self._opening: Opening | None = None
         self._gaps: list[float] = []
-        self.races, self.race_factor = False, 1.0
+        self.races, self.race_factor, self.events = False, 1.0, list[tuple[int, str]]()
         self.grows = False
         self.ending = Ending()
         self.params: dict[str, Tensor] = {}
@@ -196,6 +196,7 @@ class Run:
 
     def _open_again(self) -> None:
         """Another lap of the opening."""
+        self.events.append((len(self.losses), "more of the flow wakes"))
         self._steps_before = len(self.losses)
         self.schedule = Schedule(NUM_OPENING_STEPS, None, self._main.tolerance)
         self.schedule.end_exploring()  # the lap before has met the posterior
@@ -207,6 +208,7 @@ class Run:
     def _go_on(self, spread: float | None) -> None:
         """Go on from the opening with all of the flow."""
         self._opening.wake()
+        self.events.append((len(self.losses), "the whole flow wakes"))
         if self.grows and self._opening.left_little:
             self.loss.num_particles = halved(self.loss.num_particles)
         self._gaps = self._opening.gaps
@@ -221,8 +223,13 @@ class Run:
         if not self.races:
             return
         self.progress.begin("a race of step sizes")
-        self.race_factor = hold_race(self)
+        first, self.race_factor = len(self.losses), hold_race(self)
+        self.events.append((first, f"race of step sizes: x {self.race_factor:.2g} wins"))
         self.schedule.scale(self.race_factor)
+
+    def told_events(self) -> tuple[tuple[int, str], ...]:
+        """What happened on the way, by the step after which it did."""
+        return (*self.events, *self.schedule.fall(self._steps_before))
 
     def _average(self) -> None:
         """Count the parameters in the mean over the end of the fit."""
@@ -320,6 +327,7 @@ class Run:
                 "stepper": self.stepper.state_dict(),
                 "average": self.ending.average and self.ending.average.state_dict(),
                 "race_factor": self.race_factor,
+                "events": self.events,
                 "random": self._mark[1],
                 "num_nonfinite": int(self._mark[2]),
             }
@@ -357,6 +365,7 @@ class Run:
         self.schedule.load_state_dict(state["schedule"])
         self.stepper.load_state_dict(state["stepper"])
         self.race_factor = state["race_factor"]
+        self.events = [tuple(event) for event in state.get("events", ())]
         if self.ending.average is not None:
             self.ending.average.load_state_dict(state["average"])
         set_random_state(state["random"], self._device)

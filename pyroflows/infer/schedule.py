@@ -203,6 +203,12 @@ class Schedule:
             self.end_exploring()
         self._converged = self._num_flat >= _FLAT_WINDOWS
 
+    def fall(self, steps_before: int) -> tuple[tuple[int, str], ...]:
+        """When the learning rate began to fall, counted from ``steps_before``, if it did."""
+        if self._decay_from is None:
+            return ()
+        return ((steps_before + self._decay_from[0], "the learning rate begins to fall"),)
+
     def stop_reason(self, step: int, elapsed: float) -> str | None:
         """Why to stop after ``step`` steps and ``elapsed`` seconds, or ``None`` to go on."""
         if self._converged and self._decayed(step, elapsed) >= 1:

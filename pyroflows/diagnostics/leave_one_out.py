@@ -95,7 +95,7 @@ class Loo:
 
         Example:
             >>> import numpy as np, xarray as xr
-            >>> from pyroflows.diagnostics.loo import Loo
+            >>> from pyroflows.diagnostics.leave_one_out import Loo
             >>> each = xr.DataArray(np.array([-1.0, -2.0]), dims="n")
             >>> found = Loo(-3.0, 0.7, 0.1, each, each, 0.7, 4000, 0, 0, True, "y")
             >>> float(found.to_arviz()["pareto_k"].max())
@@ -169,7 +169,7 @@ def loo(data: Any, var_name: str | None = None) -> Loo:
     Example:
         >>> import pyro, pyro.distributions as dist, torch
         >>> import pyroflows as pf
-        >>> from pyroflows.diagnostics.loo import loo
+        >>> from pyroflows.diagnostics.leave_one_out import loo
         >>> def model():
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("n", 8):
@@ -229,7 +229,7 @@ def loo_log_weights(data: Any, var_name: str | None = None) -> np.ndarray:
     Example:
         >>> import numpy as np, xarray as xr
         >>> from pyroflows.diagnostics import _arviz
-        >>> from pyroflows.diagnostics.loo import loo_log_weights
+        >>> from pyroflows.diagnostics.leave_one_out import loo_log_weights
         >>> values = np.random.default_rng(0).normal(size=(4, 500, 3))
         >>> group = xr.Dataset({"y": (("chain", "draw", "n"), values)})
         >>> loo_log_weights(_arviz.build({"log_likelihood": group}, {})).shape
