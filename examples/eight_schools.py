@@ -6,7 +6,8 @@ error. How much of the difference between schools is real? (Rubin, 1981)
     python examples/eight_schools.py
 
 fits a mean-field, a full-rank and a flow posterior, prints how far each is to be trusted, and
-writes an overlay of the three and the draws of the flow to the folder given by ``--output``.
+writes an overlay of the three, and the draws of the flow and a page on its fit, to the folder given
+by ``--output``.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def main(argv: list[str] | None = None) -> None:
     figure = pf.plot_posteriors(posteriors, var_names=["mu", "tau"])
     figure.savefig(args.output / "posteriors.png", dpi=150)
     posteriors["flow"].to_netcdf(args.output / "flow.nc")
-    print(f"Wrote posteriors.png and flow.nc to {args.output}.")
+    pf.write_report(posteriors["flow"], args.output / "report.html", title="Eight schools: flow")
+    print(f"Wrote posteriors.png, flow.nc and report.html to {args.output}.")
 
 
 if __name__ == "__main__":

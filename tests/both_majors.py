@@ -160,7 +160,8 @@ def differences(ours: dict[str, float], theirs: dict[str, float]) -> list[str]:
     for name in ours.keys() & theirs.keys():
         one, two = ours[name], theirs[name]
         same = one == two or (math.isnan(one) and math.isnan(two))
-        if not same and not abs(one - two) <= TOLERANCE * max(1.0, abs(one)):
+        near = math.isfinite(one) and abs(one - two) <= TOLERANCE * max(1.0, abs(one))
+        if not (same or near):
             told.append(f"{name}: {one!r} here, {two!r} there")
     return told
 

@@ -27,7 +27,11 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
-NEEDS_ARVIZ = re.compile(r"arviz|to_inference_data|compare_fits|plot_posteriors|plot_density")
+NEEDS_ARVIZ = re.compile(
+    r"arviz|to_inference_data|compare_|plot_|marginal_distances|predictive_p|from_mcmc|write_report"
+)
+# Their code makes the figures of the documentation, so that building it runs them anyway.
+DRAWN_BY_THE_BUILD = ("docs/how-to/compare-guides-and-mcmc.md", "docs/how-to/can-i-trust.md")
 
 
 def python_blocks(text):
@@ -41,6 +45,7 @@ def python_blocks(text):
 def case(name, value, text):
     """Make a case of a test, one that is asked of both ArviZ majors if its code uses ArviZ."""
     marks = [pytest.mark.arviz] if NEEDS_ARVIZ.search(text) else []
+    marks += [pytest.mark.slow] if name in DRAWN_BY_THE_BUILD else []
     return pytest.param(value, id=name, marks=marks)
 
 
@@ -118,6 +123,12 @@ def test_the_gallery_has_a_picture_and_a_row_for_each_flow(monkeypatch):
     for name in BUILT_IN:
         assert f"### `{name}`" in shown, f"draw it: python examples/gallery.py --flows {name}"
         assert f"\n| `{name}` |" in numbers, "measure it: python -m tests.benchmarks.families"
+
+
+def test_the_build_draws_the_figures_of_pages_that_are_not_run_otherwise(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    pages = importlib.import_module("page_figures").PAGES
+    assert tuple(f"docs/{page}" for page in pages) == DRAWN_BY_THE_BUILD
 
 
 def test_checks_install_and_test_as_the_readme_says():
