@@ -146,6 +146,8 @@ def plots(fits, reference) -> None:
         pf.plot_fit(data),
         pf.plot_weights(data),
         *(pf.plot_predictive(data, kind=kind) for kind in ("density", "intervals")),
+        pf.plot_flow(pf.build_flow("nsf", 2)),
+        pf.plot_density(pf.FlowDensity(2, "affine"), num=20),
         pf.plot_calibration(pf.Calibration({"mu": RNG.integers(0, 100, 200)}, 99)),
     ]
     with tempfile.TemporaryDirectory() as folder:

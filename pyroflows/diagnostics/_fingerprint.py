@@ -34,11 +34,18 @@ class _At(Messenger):
             transform = bijection_onto(fn.support)
         except NotImplementedError:  # a discrete one is drawn, by the same seed each time
             return
+        like = _value_of(fn)
         shape = transform.inverse_shape(fn.shape())
-        like = next((v for v in vars(fn).values() if torch.is_tensor(v)), torch.zeros(()))
-        like = like if like.is_floating_point() else torch.zeros((), device=like.device)
         place = torch.full(shape, self.place, dtype=like.dtype, device=like.device)
         msg["value"], msg["done"] = transform(place), True
+
+
+def _value_of(fn: Any) -> torch.Tensor:
+    """A value, for its dtype and device; an improper law has none, and takes the defaults."""
+    try:
+        return fn.sample()
+    except NotImplementedError:
+        return torch.zeros(())
 
 
 def fingerprint(

@@ -112,6 +112,7 @@ def calibrate_guide(
     job.options.update(fit_options or {})
     facts = {
         "model": getattr(model, "__name__", type(model).__name__),
+        "guide": getattr(guide or AutoFlow, "__name__", type(guide).__name__),
         "shapes": {name: list(value.shape) for name, value in job.simulate(0).truths.items()},
         "num_draws": num_draws,
         "fit_options": {name: repr(value) for name, value in job.options.items()},
