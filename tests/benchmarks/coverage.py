@@ -4,9 +4,9 @@
     python -m tests.benchmarks.coverage --smoke                                   # three short fits
 
 The non-centred model; each data set is made by the model from parameters of its prior, and fitted
-by ``AutoFlow`` and ``fit_guide`` at their defaults. A row a quantity: how often 50 and 90 % intervals
-hold the truth, in per cent with the standard error, and the p-value of its ranks as uniform. An
-interrupted run goes on from its checkpoint.
+by ``AutoFlow`` and ``fit_guide`` at their defaults. A row a quantity: how often 50 and 90 %
+intervals hold the truth, in per cent with the standard error, and the p-value of its ranks as
+uniform. An interrupted run goes on from its checkpoint.
 """
 
 from __future__ import annotations
