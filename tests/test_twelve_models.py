@@ -258,3 +258,13 @@ def test_reserved_names():
     data = convert(model, Y)
     assert shape(data, "posterior", "sample_site") == DRAWS | {"chain_plate": 4}
     assert shape(data, "constant_data", "draw_input") == {"chain_plate": 4}
+
+
+def test_an_argument_called_like_a_plate_leaves_it_its_name():
+    def model(i, y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("i", len(i)):
+            pyro.sample("y", dist.Normal(mu * i, 1.0), obs=y)
+
+    data = convert(model, 2 * Y, Y)
+    assert shape(data, "constant_data", "i_input") == {"i": 4}

@@ -60,10 +60,10 @@ class Names:
         taken = (*_RESERVED, *self.variables.values())
         self.plates = _unique({n: n.replace("/", ".") for n in plates}, "plate", taken)
 
-    @staticmethod
-    def constant(name: str) -> str:
-        """Return what an argument of the model is called."""
-        return f"{name}_input" if name in _RESERVED else name
+    def constant(self, name: str) -> str:
+        """Return what an argument of the model is called; dims keep their names."""
+        taken = {*_RESERVED, *self.plates.values()}
+        return f"{name}_input" if name in taken else name
 
     def batch(self, name: str, site: Site, values: np.ndarray) -> tuple[list[str], np.ndarray]:
         """Name the batch axes of an array ``(..., *batch_shape)``; drop those of no plate."""
