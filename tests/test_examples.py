@@ -44,7 +44,11 @@ def example(name: str):
 
 
 @pytest.mark.arviz
-@pytest.mark.parametrize("form", [[], ["--centered"]], ids=["noncentered", "centered"])
+@pytest.mark.parametrize(
+    "form",
+    [[], pytest.param(["--centered"], marks=pytest.mark.slow)],
+    ids=["noncentered", "centered"],
+)
 def test_eight_schools(form: list[str], tmp_path, capsys):
     az = pytest.importorskip("arviz")
     example("eight_schools").main(["--smoke", "--output", str(tmp_path), *form])

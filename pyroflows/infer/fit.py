@@ -190,8 +190,7 @@ def fit_guide(
                     run, model, guide, args, kwargs, sample_average
                 )
             run.train(guide, file)
-    fit = _collect(run, guide, loss, seed, ranks)
-    fit.model, fit.model_args, fit.model_kwargs = model, args, kwargs
+    fit = _collect(run, guide, loss, seed, ranks, (model, args, kwargs))
     if num_diagnostic_samples != 0:
         diagnose(fit, model, args, kwargs, num_diagnostic_samples, ranks)
     return _refitted(fit, given, args, kwargs) if num_restarts else fit
@@ -351,10 +350,16 @@ def _training(guide: Callable) -> Iterator[None]:
             module.training = modes.get(module, module.training)
 
 
-def _collect(run: Run, guide: Callable, loss: Any, seed: int | None, ranks: Ranks) -> GuideFit:
+def _collect(
+    run: Run, guide: Callable, loss: Any, seed: int | None, ranks: Ranks, called: tuple
+) -> GuideFit:
     guard = run.stepper.guard
+    model, args, kwargs = called
     return GuideFit(
         guide=guide,
+        model=model,
+        model_args=args,
+        model_kwargs=kwargs,
         losses=run.losses,
         learning_rates=run.learning_rates,
         seconds=ranks.tell(run.seconds),
