@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 
 import numpy as np
@@ -178,6 +179,7 @@ def test_overall_coverage_counts_quantities_of_one_simulation_as_one():
     share, error = found.overall_coverage(0.9)
     of_one, error_of_one = found.coverage(0.9)["mu"]
     assert share == pytest.approx(of_one, abs=0.02)
+    assert re.search(rf"all of them +{100 * share:.1f} \+- {100 * error:.1f} %", str(found))
     assert error == pytest.approx(error_of_one, rel=0.3)
 
 

@@ -219,7 +219,6 @@ class Calibration:
         return at, self._counts(name) / num - at, low - at, high - at
 
     def __str__(self) -> str:
-        share, error = (100 * number for number in self.overall_coverage(0.9))
         lines = [
             f"Calibration over {self.num_simulations} simulations, ranks among "
             f"{self.num_draws} draws",
@@ -231,6 +230,7 @@ class Calibration:
             word = f"  {self._direction(name)}" if name in self.flagged else ""
             lines.append(f"  {name:<16} {p:8.4f}  {share:10.1f} +- {error:3.1f} %{word}")
         if len(self.ranks) > 1:
+            share, error = (100 * number for number in self.overall_coverage(0.9))
             lines.append(f"  {'all of them':<16} {'':8}  {share:10.1f} +- {error:3.1f} %")
         told = "no departure found"
         if self.flagged:
