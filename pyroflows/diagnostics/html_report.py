@@ -168,7 +168,7 @@ def _numbers(stats: xr.Dataset | None, course: xr.Dataset | None) -> str:
     if course is not None:
         rows.append(("steps", str(course.sizes["step"])))
         rows += [
-            (label, str(round(float(course.attrs[key]), 1)))
+            (label, f"{float(course.attrs[key]):.4g}")
             for key, label in (("seconds", "seconds"), ("num_particles", "draws a step"))
             if key in course.attrs
         ]
