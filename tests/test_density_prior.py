@@ -54,6 +54,7 @@ def test_the_test_can_fail(banana):
     assert two_sample_p(draws[0], gaussian.sample((NUM,))) < LEAST_P
 
 
+@pytest.mark.slow
 def test_nuts_draws_from_it(banana):
     torch.manual_seed(1)
     chain = MCMC(
